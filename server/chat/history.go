@@ -1,0 +1,113 @@
+package chat
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/real-rm/chatbox/sessionstore"
+	"github.com/real-rm/chatbox/sessionstore/seal"
+)
+
+// LiveHistory is what History needs of Redis: the newest events, those that are not in MongoDB yet included.
+type LiveHistory interface {
+	Before(ctx context.Context, sessionID string, before int64, limit int) ([]sessionstore.Event, error)
+}
+
+// StoredHistory is what History needs of MongoDB.
+type StoredHistory interface {
+	Messages(ctx context.Context, sessionID string, before int64, limit int) ([]sessionstore.Stored, error)
+	Session(ctx context.Context, sessionID string) (sessionstore.SessionDoc, bool, error)
+}
+
+// Unwrapper opens the data keys of sessions.
+type Unwrapper interface {
+	Unwrap(sessionID string, wrapped []byte) (seal.DataKey, error)
+}
+
+// History reads transcripts across Redis and MongoDB. A session's log in Redis is always its contiguous end, and
+// only what MongoDB has is ever cut from its beginning; so reading Redis first and MongoDB for what lies before
+// gives every event once, in order, also while MongoDB lags behind.
+type History struct {
+	Live   LiveHistory
+	Stored StoredHistory
+	Keys   Unwrapper
+}
+
+// Transcript is a run of events, oldest first.
+type Transcript struct {
+	Events []sessionstore.Event
+	// More says that there are older events.
+	More bool
+	// Partial says that MongoDB is away and older events exist that could not be read.
+	Partial bool
+}
+
+// firstSeq is the number of session_started, before which nothing can be.
+const firstSeq = 1
+
+// Page returns the newest limit events with a seq below before, or the newest of all if before is 0.
+// The errors are those of the store; a session that neither has gives an empty transcript.
+func (h *History) Page(ctx context.Context, sessionID string, before int64, limit int) (Transcript, error) {
+	live, err := h.Live.Before(ctx, sessionID, before, limit)
+	if err != nil && !errors.Is(err, sessionstore.ErrNotFound) {
+		return Transcript{}, fmt.Errorf("read live history: %w", err)
+	}
+	if len(live) >= limit {
+		return Transcript{Events: live, More: live[0].Seq > firstSeq}, nil
+	}
+	if len(live) > 0 {
+		if live[0].Seq <= firstSeq {
+			return Transcript{Events: live}, nil
+		}
+		before = live[0].Seq
+	}
+	older, err := h.archived(ctx, sessionID, before, limit-len(live))
+	if err != nil {
+		if errors.Is(err, sessionstore.ErrArchive) && len(live) > 0 {
+			return Transcript{Events: live, More: true, Partial: true}, nil
+		}
+		return Transcript{}, fmt.Errorf("read stored history: %w", err)
+	}
+	all := append(older, live...)
+	return Transcript{Events: all, More: len(all) > 0 && len(older) == limit-len(live) && all[0].Seq > firstSeq}, nil
+}
+
+func (h *History) archived(ctx context.Context, sessionID string, before int64, limit int) ([]sessionstore.Event, error) {
+	stored, err := h.Stored.Messages(ctx, sessionID, before, limit)
+	if err != nil || len(stored) == 0 {
+		return nil, err
+	}
+	doc, found, err := h.Stored.Session(ctx, sessionID)
+	if err != nil {
+		return nil, err
+	}
+	if !found {
+		return nil, fmt.Errorf("session %s has messages but no document: %w", sessionID, sessionstore.ErrUnsealed)
+	}
+	key, err := h.Keys.Unwrap(sessionID, doc.WrappedKey)
+	if err != nil {
+		return nil, err
+	}
+	events := make([]sessionstore.Event, 0, len(stored))
+	for _, s := range stored {
+		ev, err := openStored(key, s)
+		if err != nil {
+			return nil, err
+		}
+		events = append(events, ev)
+	}
+	return events, nil
+}
+
+func openStored(key seal.DataKey, s sessionstore.Stored) (sessionstore.Event, error) {
+	head, err := sessionstore.ParseFrame(sessionstore.Frame(s.Seq, s.H, nil))
+	if err != nil {
+		return head, fmt.Errorf("read stored event %d of %s: %w", s.Seq, s.SessionID, err)
+	}
+	body, err := key.Open(s.C, seal.MessageAD(s.SessionID, head.MessageID))
+	if err != nil {
+		return head, fmt.Errorf("open stored event %d of %s: %w", s.Seq, s.SessionID, err)
+	}
+	return sessionstore.ParseFrame(sessionstore.Frame(s.Seq, s.H, body))
+}

@@ -1,0 +1,116 @@
+package server
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/real-rm/chatbox/hub"
+	"github.com/real-rm/chatbox/server/protocol"
+	"github.com/real-rm/chatbox/sessionstore"
+)
+
+// Events is what the feed needs of the live store: the session's log, and its channel.
+type Events interface {
+	Read(ctx context.Context, sessionID string, pos sessionstore.Position) (sessionstore.Page, error)
+	Subscribe(ctx context.Context, sessionID string) error
+	Unsubscribe(sessionID string)
+}
+
+// feed is the only place that knows both the store's events and the hub's messages. As the hub's source it reads
+// what a socket has missed; see delivery for the other direction.
+type feed struct{ events Events }
+
+var _ hub.Source = feed{}
+
+// Read returns the next page of a session for the hub. A snapshot is one message: the frame that replaces all
+// that a client has.
+func (f feed) Read(ctx context.Context, topic string, pos hub.Position) (hub.Page, error) {
+	p, err := f.events.Read(ctx, topic, sessionstore.Position(pos))
+	if err != nil {
+		return hub.Page{}, err
+	}
+	page := hub.Page{Position: hub.Position(p.Position), Snapshot: p.Snapshot, More: p.More}
+	if p.Running != nil {
+		running := hubMessage(*p.Running)
+		page.Running = &running
+	}
+	if p.Snapshot {
+		frames := make([][]byte, len(p.Messages))
+		for i, m := range p.Messages {
+			frames[i] = m.Frame
+		}
+		page.Messages = []hub.Message{{
+			Topic: topic, Epoch: p.Epoch, Seq: p.Seq,
+			Data: protocol.SnapshotFrame(topic, p.Position, p.HasMore, frames),
+		}}
+		return page, nil
+	}
+	page.Messages = make([]hub.Message, len(p.Messages))
+	for i, m := range p.Messages {
+		page.Messages[i] = hubMessage(m)
+	}
+	return page, nil
+}
+
+// Subscribe makes sure that the session's channel reaches this replica.
+func (f feed) Subscribe(ctx context.Context, topic string) error {
+	return f.events.Subscribe(ctx, topic)
+}
+
+// Unsubscribe gives the channel up once nobody else here needs it.
+func (f feed) Unsubscribe(topic string) { f.events.Unsubscribe(topic) }
+
+func hubMessage(m sessionstore.Message) hub.Message {
+	out := hub.Message{Topic: m.SessionID, Epoch: m.Epoch, Seq: m.Seq, Data: m.Frame}
+	if m.Seq > 0 && m.MessageID != "" {
+		out.Key = sessionstore.MessageKey(m.Sender, m.MessageID)
+	}
+	if m.Type == sessionstore.TypeAIResponse && m.Seq == 0 {
+		out.Answer, out.Attempt, out.Chunk = m.MessageID, m.Attempt, m.Chunk
+	}
+	return out
+}
+
+// Signaler hears what happens in sessions that this replica is answering in.
+type Signaler interface{ Signal(m sessionstore.Message) }
+
+// delivery hands what the bus brings to the sockets and to the turns of this replica. It never blocks.
+type delivery struct {
+	hub   *hub.Hub
+	turns Signaler
+	log   *slog.Logger
+}
+
+// Message delivers one event.
+func (d delivery) Message(m sessionstore.Message) {
+	d.hub.Publish(hubMessage(m))
+	d.turns.Signal(m)
+	if m.Type == sessionstore.TypeEnded {
+		d.closeEnded(m)
+	}
+}
+
+// Resync has the hub make sure that nothing was missed.
+func (d delivery) Resync(sessionID string) { d.hub.Resync(sessionID) }
+
+// closeEnded closes the sockets of a session that has ended. A socket that is still catching up gets the event
+// itself as its last frame, so that every client learns the reason.
+func (d delivery) closeEnded(m sessionstore.Message) {
+	if d.hub.Topic(m.SessionID) == 0 {
+		return
+	}
+	code, reason := hub.CodeEnded, "session ended"
+	if ev, err := sessionstore.ParseFrame(m.Frame); err == nil && ev.Metadata[sessionstore.MetaNext] != "" {
+		code, reason = hub.CodeResync, "session goes on elsewhere"
+	}
+	d.hub.Each(func(c *hub.Client) {
+		at, joined := c.Cursor(m.SessionID)
+		switch {
+		case !joined:
+		case at.Seq >= m.Seq:
+			c.Close(code, reason)
+		default:
+			c.Close(code, reason, m.Frame)
+		}
+	})
+}

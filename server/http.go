@@ -1,0 +1,90 @@
+package server
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"reflect"
+	"regexp"
+	"strconv"
+	"time"
+
+	"github.com/labstack/echo/v4"
+
+	"github.com/real-rm/chatbox/server/auth"
+)
+
+// identityKey is where a request's identity is kept.
+const identityKey = "chatbox.identity"
+
+// requestIDForm is what an id given by a proxy must look like to be taken over into logs.
+var requestIDForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+
+// requestID gives every request an id, the proxy's if it has one.
+func (s *Server) requestID(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		id := c.Request().Header.Get(echo.HeaderXRequestID)
+		if !requestIDForm.MatchString(id) {
+			id = newID()
+		}
+		c.Response().Header().Set(echo.HeaderXRequestID, id)
+		return next(c)
+	}
+}
+
+// problems turns errors and panics of handlers into problem details, so that the service answers alike in
+// whatever application it is mounted.
+func (s *Server) problems(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) (err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				err = s.writeError(c, fmt.Errorf("panic: %v", p))
+			}
+		}()
+		if err := next(c); err != nil {
+			return s.writeError(c, err)
+		}
+		return nil
+	}
+}
+
+// allow checks token and policy before a handler runs. Public actions need no token.
+func (s *Server) allow(action string, next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		if auth.Policy.Public(action) {
+			return next(c)
+		}
+		id, _, err := s.identify(c.Request())
+		if err != nil {
+			return err
+		}
+		c.Set(identityKey, id)
+		if err := auth.Policy.Allow(action, id); err != nil {
+			return err
+		}
+		c.Response().Header().Set(echo.HeaderCacheControl, "no-store")
+		return next(c)
+	}
+}
+
+// identity returns who makes the request; allow has put it there.
+func identity(c echo.Context) auth.Identity {
+	id, _ := c.Get(identityKey).(auth.Identity)
+	return id
+}
+
+func userOf(c echo.Context) string { return identity(c).UserID }
+
+func encodeJSON(w io.Writer, v any) error {
+	if err := json.NewEncoder(w).Encode(v); err != nil {
+		return fmt.Errorf("write response: %w", err)
+	}
+	return nil
+}
+
+// seconds formats a duration for Retry-After, rounded up.
+func seconds(d time.Duration) string {
+	return strconv.Itoa(int((d + time.Second - 1) / time.Second))
+}
+
+func typeName(err error) string { return reflect.TypeOf(err).String() }

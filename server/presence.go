@@ -1,0 +1,118 @@
+package server
+
+import (
+	"context"
+	"time"
+
+	"github.com/real-rm/chatbox/hub"
+	"github.com/real-rm/chatbox/server/auth"
+	"github.com/real-rm/chatbox/server/protocol"
+	"github.com/real-rm/chatbox/sessionstore"
+	"github.com/real-rm/chatbox/sessionstore/live"
+)
+
+// touchBatch is how many leases are renewed in one call.
+const touchBatch = 500
+
+// keepPresence renews the leases of this replica's sockets. A lease that Redis does not know any more is taken
+// anew: the socket still lives, so its session must not be counted as left.
+func (s *Server) keepPresence(ctx context.Context) error {
+	tick := time.NewTicker(s.opts.Presence / 3)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			s.touchAll(ctx)
+		}
+	}
+}
+
+func (s *Server) touchAll(ctx context.Context) {
+	peers := make(map[live.Conn]*hub.Client, s.hub.Len())
+	batch := make([]live.Conn, 0, touchBatch)
+	flush := func() {
+		if len(batch) == 0 {
+			return
+		}
+		tctx, cancel := context.WithTimeout(ctx, openTimeout)
+		defer cancel()
+		missing, err := s.deps.Live.Touch(tctx, batch)
+		if err != nil {
+			s.log.Warn("presence not renewed", "component", "ws", "sockets", len(batch), "error", err.Error())
+		}
+		for _, conn := range missing {
+			s.reopen(tctx, peers[conn])
+		}
+		batch = batch[:0]
+	}
+	s.hub.Each(func(c *hub.Client) {
+		if p, ok := c.Handler().(*peer); ok {
+			peers[live.Conn{SessionID: p.sessionID, ConnID: p.connID}] = c
+		}
+	})
+	for conn := range peers {
+		if batch = append(batch, conn); len(batch) == touchBatch {
+			flush()
+		}
+	}
+	flush()
+}
+
+// reopen puts a living socket back into its session, or sends it away if the session is not the user's active
+// one any more.
+func (s *Server) reopen(ctx context.Context, c *hub.Client) {
+	if c == nil || c.Context().Err() != nil {
+		return
+	}
+	p := c.Handler().(*peer)
+	opened, err := s.deps.Live.Open(ctx, sessionstore.OpenRequest{
+		UserID: p.userID, UserName: p.userName, ConnID: p.connID, Want: p.sessionID, ModelID: s.deps.Default,
+	})
+	switch {
+	case err != nil:
+		s.log.Warn("presence not restored", "component", "ws", "session_id", p.sessionID, "conn_id", p.connID, "error", err.Error())
+	case opened.Session.ID != p.sessionID:
+		// The lease was taken in another session: give it back there, the client comes again.
+		if err := s.deps.Live.Gone(ctx, live.Conn{SessionID: opened.Session.ID, ConnID: p.connID}); err != nil {
+			s.log.Warn("presence not removed", "component", "ws", "session_id", opened.Session.ID, "error", err.Error())
+		}
+		c.Close(hub.CodeResync, "session has ended")
+	}
+}
+
+// When a client is asked for a fresh token, and how long an expired one is put up with.
+const (
+	warnBefore  = 60 * time.Second
+	expiryGrace = 25 * time.Second
+)
+
+// watchTokens asks for fresh tokens in time and closes sockets whose token has expired.
+func (s *Server) watchTokens(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-tick.C:
+			s.hub.Each(func(c *hub.Client) { s.checkToken(c, now) })
+		}
+	}
+}
+
+func (s *Server) checkToken(c *hub.Client, now time.Time) {
+	p, ok := c.Handler().(*peer)
+	if !ok {
+		return
+	}
+	left := time.Unix(p.expires.Load(), 0).Sub(now)
+	switch {
+	case left < -expiryGrace:
+		o, e := explain(auth.ErrExpired)
+		c.Close(o.close, string(o.code), protocol.ErrorFrame(p.sessionID, "", e))
+	case left < warnBefore && p.warned.CompareAndSwap(false, true):
+		c.Send(protocol.AuthRequiredFrame(p.sessionID, left))
+	}
+}

@@ -1,0 +1,165 @@
+package turn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/real-rm/chatbox/providers/llm"
+	"github.com/real-rm/chatbox/sessionstore"
+)
+
+// How often a write to Redis is tried again while the lease may still be held.
+const (
+	retryFirst = 50 * time.Millisecond
+	retryMost  = time.Second
+)
+
+// failedCode is the error code in metadata.failed; clients look it up in the protocol's table.
+const failedCode = "LLM_UNAVAILABLE"
+
+var errTakeovers = errors.New("the answer was begun too often")
+
+// keepLease renews the lease until the answer is done, and cancels it when the store says so, or when the store
+// has been silent for so long that somebody else may hold the lease.
+func (a *answer) keepLease(ctx context.Context, done <-chan struct{}) {
+	tick := time.NewTicker(a.opts.Lease / 3)
+	defer tick.Stop()
+	for {
+		select {
+		case <-done:
+			return
+		case <-tick.C:
+		}
+		rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.opts.Lease/3)
+		err := a.opts.Store.Renew(rctx, a.leaseOf())
+		cancel()
+		switch {
+		case err == nil:
+			a.confirmed()
+		case errors.Is(err, sessionstore.ErrStopped), errors.Is(err, sessionstore.ErrFenced), errors.Is(err, sessionstore.ErrEnded),
+			errors.Is(err, sessionstore.ErrNotFound):
+			a.cancel(err)
+			return
+		case a.lapsed():
+			a.cancel(errLeaseLost)
+			return
+		}
+	}
+}
+
+// leaseOf returns what Renew needs without sharing the fields that the chunk sender writes.
+func (a *answer) leaseOf() *sessionstore.Generation {
+	return &sessionstore.Generation{SessionID: a.g.SessionID, AnswerID: a.g.AnswerID, Token: a.g.Token}
+}
+
+func (a *answer) confirmed() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.alive = time.Now()
+}
+
+func (a *answer) lapsed() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return time.Since(a.alive) > a.opts.Lease
+}
+
+// retry repeats a call while Redis is away or full and the lease may still be held. Every call of the store may
+// be repeated, so it does not matter whether a lost reply had taken effect.
+func (a *answer) retry(ctx context.Context, call func(context.Context) error) error {
+	for wait := retryFirst; ; wait = min(2*wait, retryMost) {
+		cctx, cancel := context.WithTimeout(ctx, a.opts.Lease/2)
+		err := call(cctx)
+		cancel()
+		if err == nil {
+			a.confirmed()
+			return nil
+		}
+		if !errors.Is(err, sessionstore.ErrAway) && !errors.Is(err, sessionstore.ErrFull) && !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+		if a.lapsed() {
+			return fmt.Errorf("%w: %w", errLeaseLost, err)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(wait):
+		}
+	}
+}
+
+// finish ends the generation: with the durable answer, by giving the lease back, or by leaving it to whoever has
+// taken it over. It reports whether more questions are owed.
+func (a *answer) finish(ctx context.Context, result llm.Result, err error) (again bool) {
+	took := time.Since(a.begun)
+	log := a.log.With("session_id", a.g.SessionID, "message_id", a.g.AnswerID, "model_id", a.g.ModelID,
+		"attempt", a.g.Attempt, "response_ms", took.Milliseconds(), "first_token_ms", result.FirstToken.Milliseconds(),
+		"tokens", result.Usage.Total)
+	wctx := context.WithoutCancel(ctx)
+	meta := map[string]string{sessionstore.MetaAnswers: strings.Join(a.g.Questions, " ")}
+	switch {
+	case errors.Is(err, errLeaseLost), errors.Is(err, sessionstore.ErrFenced), errors.Is(err, sessionstore.ErrEnded),
+		errors.Is(err, sessionstore.ErrNotFound), errors.Is(err, sessionstore.ErrAssisted):
+		log.Warn("answer given up", "error", err.Error())
+		return false
+	case errors.Is(err, errDrain):
+		if rerr := a.retry(wctx, func(ctx context.Context) error { return a.opts.Store.Release(ctx, a.g) }); rerr != nil {
+			log.Warn("lease not released", "error", rerr.Error())
+			return false
+		}
+		log.Info("answer handed over")
+		return false
+	case errors.Is(err, sessionstore.ErrStopped):
+		meta[sessionstore.MetaStopped] = "true"
+	case errors.Is(err, errTooLong), err == nil && result.Finish == llm.FinishLength:
+		meta[sessionstore.MetaLength] = "true"
+	case err != nil, a.g.Text == "":
+		meta[sessionstore.MetaFailed] = failedCode
+	}
+	if a.g.Replaces != "" {
+		meta[sessionstore.MetaReplaces] = a.g.Replaces
+	}
+	if result.Usage.Estimated {
+		meta["tokens_estimated"] = "true"
+	}
+	ev := sessionstore.Event{
+		Header: sessionstore.Header{
+			Type: sessionstore.TypeAIResponse, SessionID: a.g.SessionID, MessageID: a.g.AnswerID, Sender: sessionstore.SenderAI,
+			Timestamp: a.opts.Now().UTC(), ModelID: a.g.ModelID, Tokens: result.Usage.Total, ResponseTime: took.Milliseconds(),
+		},
+		Body: sessionstore.Body{Content: a.g.Text, Metadata: meta},
+	}
+	ferr := a.retry(wctx, func(ctx context.Context) (err error) {
+		_, again, err = a.opts.Store.Finish(ctx, a.g, ev)
+		return err
+	})
+	switch {
+	case ferr != nil:
+		log.Warn("answer not finished", "error", ferr.Error())
+		return false
+	case err != nil && meta[sessionstore.MetaFailed] != "":
+		log.Error("answer failed", "error", err.Error())
+	default:
+		log.Info("answer finished", "bytes", len(a.g.Text), "stopped", meta[sessionstore.MetaStopped] != "")
+	}
+	return again
+}
+
+// loading tells everybody on the session that an answer is on its way. Losing it loses nothing.
+func (a *answer) loading(ctx context.Context, try int, text string) {
+	active := true
+	err := a.opts.Store.Publish(ctx, sessionstore.Event{
+		Header: sessionstore.Header{
+			Type: sessionstore.TypeLoading, SessionID: a.g.SessionID, MessageID: a.g.AnswerID, Sender: sessionstore.SenderAI,
+			Timestamp: a.opts.Now().UTC(), Active: &active, Try: try,
+		},
+		Body: sessionstore.Body{Content: text},
+	})
+	if err != nil {
+		a.log.Debug("loading not published", "session_id", a.g.SessionID, "error", err.Error())
+	}
+}

@@ -1,0 +1,293 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/labstack/echo/v4"
+
+	"github.com/real-rm/chatbox/hub"
+	"github.com/real-rm/chatbox/server/auth"
+	"github.com/real-rm/chatbox/server/protocol"
+	"github.com/real-rm/chatbox/sessionstore"
+	"github.com/real-rm/chatbox/sessionstore/live"
+)
+
+// frameTimeout bounds the handling of one frame, most of which is one round trip to Redis.
+const frameTimeout = 10 * time.Second
+
+// openTimeout bounds opening a session before the upgrade.
+const openTimeout = 5 * time.Second
+
+// socket is GET /chat/ws: token, origin, session, upgrade. Everything that can be refused is refused before the
+// upgrade; the handler returns after it, and the connection lives on in the hub.
+func (s *Server) socket(c echo.Context) error {
+	r := c.Request()
+	id, via, err := s.identify(r)
+	if err != nil {
+		return err
+	}
+	c.Set(identityKey, id)
+	if err := auth.Policy.Allow("ws", id); err != nil {
+		return err
+	}
+	if !s.deps.Origins.Allow(r, via) {
+		return auth.ErrForbidden
+	}
+	if s.health.draining.Load() {
+		return errDraining
+	}
+	if s.hub.Len() >= s.opts.MaxConnections {
+		return errConnectionLimit
+	}
+	connID := s.opts.Replica + "." + strconv.FormatUint(s.conns.Add(1), 36)
+	opened, err := s.openSession(r, id, connID)
+	if err != nil {
+		return err
+	}
+	p := &peer{server: s, sessionID: opened.Session.ID, userID: id.UserID, userName: id.Name, connID: connID}
+	p.expires.Store(id.Expires.Unix())
+	p.tokens, p.refilled = float64(s.opts.SocketBurst), time.Now()
+	client, err := s.hub.Accept(c.Response(), r, hub.AcceptOptions{
+		Subprotocol: protocol.Subprotocol, ID: connID, Handler: p, InsecureSkipVerify: true, // the origin was checked above, exactly
+	})
+	if err != nil {
+		s.leave(p)
+		s.log.Info("upgrade refused", "component", "ws", "user_id", id.UserID, "error", err.Error())
+		return nil // the library has answered
+	}
+	s.greet(client, id, opened, resumeFrom(r))
+	s.log.Info("client connected", "component", "ws", "user_id", id.UserID, "session_id", p.sessionID, "conn_id", connID,
+		"created", opened.Created, "resumed", opened.Resumed, "recovered", opened.Recovered)
+	return nil
+}
+
+// identify reads and checks the token of a request.
+func (s *Server) identify(r *http.Request) (auth.Identity, string, error) {
+	token, via := auth.TokenFromRequest(r, s.opts.QueryToken)
+	if token == "" {
+		return auth.Identity{}, via, auth.ErrUnauthorized
+	}
+	id, err := s.deps.Verifier.Verify(token)
+	return id, via, err
+}
+
+// openSession finds or makes the user's active session, with a bounded number of sessions being opened at once.
+func (s *Server) openSession(r *http.Request, id auth.Identity, connID string) (sessionstore.Opened, error) {
+	ctx, cancel := context.WithTimeout(r.Context(), openTimeout)
+	defer cancel()
+	select {
+	case s.opening <- struct{}{}:
+		defer func() { <-s.opening }()
+	case <-ctx.Done():
+		return sessionstore.Opened{}, errConnectionLimit
+	}
+	q := r.URL.Query()
+	return s.deps.Live.Open(ctx, sessionstore.OpenRequest{
+		UserID: id.UserID, UserName: id.Name, ConnID: connID, Want: q.Get("session_id"), Position: resumeFrom(r), ModelID: s.deps.Default,
+	})
+}
+
+// resumeFrom reads how far the client says it has read. What is not well-formed counts as nothing read.
+func resumeFrom(r *http.Request) sessionstore.Position {
+	q := r.URL.Query()
+	seq, err := strconv.ParseInt(q.Get("last_seq"), 10, 64)
+	if err != nil || seq < 0 || q.Get("epoch") == "" {
+		return sessionstore.Position{}
+	}
+	return sessionstore.Position{Epoch: q.Get("epoch"), Seq: seq}
+}
+
+// greet says who and where the client is, and starts the catch-up.
+func (s *Server) greet(client *hub.Client, id auth.Identity, o sessionstore.Opened, at sessionstore.Position) {
+	sess := o.Session
+	model := sess.ModelID
+	if model == "" {
+		model = s.deps.Default
+	}
+	client.Send(protocol.ConnectedFrame(protocol.Connected{
+		SessionID: sess.ID, Epoch: sess.Epoch, Seq: sess.Seq, Resumed: o.Resumed, Recovered: o.Recovered,
+		User: protocol.User{ID: id.UserID, Name: id.Name}, Name: sess.Name, Models: s.deps.Models, ModelID: model,
+		Owner: string(sess.Owner), AssistedBy: sess.AdminName, Heartbeat: Heartbeat.Milliseconds(), Window: s.opts.Window.Milliseconds(),
+		Limits: protocol.Limits{FrameBytes: protocol.MaxFrame, PerMinute: s.opts.PerMinute},
+	}))
+	pos := hub.Position{}
+	if o.Recovered {
+		pos = hub.Position(at)
+	}
+	client.Start()
+	if err := client.Join(sess.ID, pos, protocol.StatusFrame(sess.ID, protocol.StatusLive)); err != nil {
+		client.Close(hub.CodeResync, "join refused")
+	}
+}
+
+// peer is one connection's identity and limits. The hub calls Frame one at a time.
+type peer struct {
+	// Set once, before the socket starts.
+	server    *Server
+	sessionID string
+	userID    string
+	userName  string
+	connID    string
+
+	expires atomic.Int64 // unix seconds of the token's end
+	warned  atomic.Bool  // auth_required has been sent for this token
+
+	// Owned by Frame.
+	tokens   float64
+	refilled time.Time
+	typedAt  time.Time
+
+	gone sync.Once
+}
+
+// typingEvery is how often a typing indicator is passed on at the most.
+const typingEvery = 2 * time.Second
+
+// Frame handles one frame: form, policy, rate, then its meaning.
+func (p *peer) Frame(ctx context.Context, c *hub.Client, data []byte) {
+	f, bad := protocol.Decode(data)
+	if bad != nil {
+		p.refuse(ctx, c, f, bad)
+		return
+	}
+	if !p.allowed(time.Now()) {
+		p.refuse(ctx, c, f, errRateLimited)
+		return
+	}
+	if err := auth.Policy.Allow("frame."+f.Type, auth.Identity{UserID: p.userID}); err != nil {
+		p.refuse(ctx, c, f, err)
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, frameTimeout)
+	defer cancel()
+	if err := p.handle(ctx, c, f); err != nil {
+		p.refuse(ctx, c, f, err)
+	}
+}
+
+func (p *peer) handle(ctx context.Context, c *hub.Client, f protocol.Frame) error {
+	switch f.Type {
+	case protocol.TypePing:
+		return p.ping(ctx, c)
+	case protocol.TypeAuth:
+		return p.renew(c, f)
+	case sessionstore.TypeTyping:
+		if now := time.Now(); now.Sub(p.typedAt) >= typingEvery || !f.Active {
+			p.typedAt = now
+			return p.server.deps.Chat.Frame(ctx, c, p.sessionID, f)
+		}
+		return nil
+	default:
+		return p.server.deps.Chat.Frame(ctx, c, p.sessionID, f)
+	}
+}
+
+// ping answers with how far the session is. A client that is behind has missed the end of the stream, which no
+// later event has shown yet, so the hub looks.
+func (p *peer) ping(ctx context.Context, c *hub.Client) error {
+	sess, err := p.server.deps.Live.Session(ctx, p.sessionID)
+	if err != nil {
+		return err
+	}
+	c.Send(protocol.PongFrame(p.sessionID, sess.Seq, sess.Durable))
+	if at, joined := c.Cursor(p.sessionID); joined && (at.Seq < sess.Seq || at.Epoch != sess.Epoch) {
+		p.server.hub.Resync(p.sessionID)
+	}
+	return nil
+}
+
+// renew replaces the token of the connection; it stays the same user's.
+func (p *peer) renew(c *hub.Client, f protocol.Frame) error {
+	id, err := p.server.deps.Verifier.Verify(f.Token)
+	if err != nil {
+		return err
+	}
+	if id.UserID != p.userID {
+		return auth.ErrForbidden
+	}
+	p.expires.Store(id.Expires.Unix())
+	p.warned.Store(false)
+	if f.MessageID != "" {
+		c.Send(protocol.AckFrame(p.sessionID, f.MessageID, 0, false))
+	}
+	return nil
+}
+
+// allowed takes one frame from the socket's token bucket.
+func (p *peer) allowed(now time.Time) bool {
+	o := &p.server.opts
+	p.tokens = min(float64(o.SocketBurst), p.tokens+now.Sub(p.refilled).Seconds()*o.SocketRate)
+	p.refilled = now
+	if p.tokens < 1 {
+		return false
+	}
+	p.tokens--
+	return true
+}
+
+// refuse answers a frame with an error, and closes the socket if the error is fatal.
+func (p *peer) refuse(ctx context.Context, c *hub.Client, f protocol.Frame, err error) {
+	if errors.Is(err, context.Canceled) && c.Context().Err() != nil {
+		return // the socket has gone; there is nobody to tell
+	}
+	o, e := explain(err)
+	logError(ctx, p.server.log, o, err, "component", "ws", "user_id", p.userID, "session_id", p.sessionID, "conn_id", p.connID,
+		"frame_type", knownType(f.Type), "message_id", f.MessageID)
+	frame := protocol.ErrorFrame(p.sessionID, f.MessageID, e)
+	if o.close != 0 {
+		c.Close(o.close, string(o.code), frame)
+		return
+	}
+	c.Send(frame)
+}
+
+// knownType keeps what a client made up out of the log.
+func knownType(t string) string {
+	if protocol.ClientType(t) {
+		return t
+	}
+	return "unknown"
+}
+
+// Oversize says why, then closes: what follows in the stream cannot be told apart from frames any more.
+func (p *peer) Oversize(c *hub.Client) {
+	p.fatal(c, hub.CodeTooBig, &protocol.Error{Code: protocol.CodeTooLarge, Message: "The frame is larger than 64 KiB."})
+}
+
+// NotUTF8 says why, then closes, as RFC 6455 8.1 demands.
+func (p *peer) NotUTF8(c *hub.Client) {
+	p.fatal(c, hub.CodeInvalid, &protocol.Error{Code: protocol.CodeBadFrame, Message: "The frame is not UTF-8 text."})
+}
+
+func (p *peer) fatal(c *hub.Client, code hub.Code, e *protocol.Error) {
+	p.server.log.Warn("client broke the protocol", "component", "ws", "user_id", p.userID, "session_id", p.sessionID,
+		"conn_id", p.connID, "code", string(e.Code))
+	c.Close(code, string(e.Code), protocol.ErrorFrame(p.sessionID, "", e))
+}
+
+// Closed ends the connection's presence.
+func (p *peer) Closed(*hub.Client) {
+	p.server.leave(p)
+	p.server.log.Info("client disconnected", "component", "ws", "user_id", p.userID, "session_id", p.sessionID, "conn_id", p.connID)
+}
+
+// leave removes the connection from Redis. If Redis is away its lease lapses by itself.
+func (s *Server) leave(p *peer) {
+	p.gone.Do(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
+		defer cancel()
+		if err := s.deps.Live.Gone(ctx, live.Conn{SessionID: p.sessionID, ConnID: p.connID}); err != nil {
+			s.log.Warn("presence not removed", "component", "ws", "session_id", p.sessionID, "conn_id", p.connID, "error", err.Error())
+		}
+	})
+}
+
+// newID makes an id for events that the server authors.
+func newID() string { return uuid.NewString() }
