@@ -1,0 +1,186 @@
+package llm
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// Types of providers.
+const (
+	TypeOpenAI    = "openai" // OpenAI's Chat Completions, and all that speak it
+	TypeAnthropic = "anthropic"
+	TypeDify      = "dify"
+)
+
+// Defaults of Config.
+const (
+	defaultOpenAIEndpoint = "https://api.openai.com/v1"
+	defaultConnect        = 10 * time.Second
+	defaultFirstToken     = 300 * time.Second // reasoning models are silent for minutes
+	defaultIdle           = 120 * time.Second
+	defaultTotal          = 15 * time.Minute
+	maxCompletionTokens   = "max_completion_tokens"
+	maxTokens             = "max_tokens"
+	systemRole            = "system"
+	developerRole         = "developer"
+)
+
+// Config is one provider entry of the settings: a model and how to reach it.
+type Config struct {
+	ID       string // of the model, as sessions and users know it; required and unique
+	Name     string // shown to users. Empty: ID
+	Type     string // TypeOpenAI, TypeAnthropic or TypeDify; required
+	Endpoint string // base address. Empty: OpenAI's. A bare host gets /v1; query parameters are kept
+	APIKey   string // bearer token. Empty: none is sent, for local servers
+	Model    string // the provider's name of the model. Empty: ID
+
+	// Limits in time. They hold for each request, not for all attempts together.
+	FirstToken time.Duration // until the model has said anything. 0: 300 s
+	Idle       time.Duration // silence after that; any byte ends it. 0: 120 s
+	Total      time.Duration // for a whole answer. 0: 15 min
+	Connect    time.Duration // for TCP and for TLS. 0: 10 s
+
+	IncludeUsage   *bool  // ask for the usage of streams. nil: yes; old servers refuse the field
+	MaxTokensField string // "max_completion_tokens" or "max_tokens". Empty: the first
+	SystemRole     string // "system" or "developer". Empty: the first
+	Headers        map[string]string
+
+	ContextTokens int // what the model can read, in tokens. 0: unknown
+	MaxOutput     int // what it may write, in tokens. 0: the provider's own limit
+}
+
+// check returns all that is wrong with entry i.
+func (c Config) check(i int) error {
+	var problems []error
+	bad := func(format string, args ...any) {
+		problems = append(problems, c.problem(i, fmt.Sprintf(format, args...)))
+	}
+	if strings.TrimSpace(c.ID) == "" {
+		bad("id is missing")
+	}
+	switch c.Type {
+	case TypeOpenAI, TypeAnthropic, TypeDify:
+	case "":
+		bad("type is missing: openai, anthropic or dify")
+	default:
+		bad("type %q is unknown: openai, anthropic or dify", c.Type)
+	}
+	if c.Endpoint != "" {
+		if _, err := parseEndpoint(c.Endpoint); err != nil {
+			bad("%v", err)
+		}
+	}
+	if c.Type == TypeOpenAI && c.APIKey == "" && c.Headers == nil && strings.Contains(c.endpoint(), "//api.openai.com") {
+		bad("apiKey is missing")
+	}
+	if !headerValue(c.APIKey) {
+		bad("apiKey holds characters that cannot be sent")
+	}
+	for k, v := range c.Headers {
+		if word(k) == "" || !headerValue(v) {
+			bad("header %q cannot be sent", word(k))
+		}
+	}
+	for name, d := range map[string]time.Duration{"first token": c.FirstToken, "idle": c.Idle, "total": c.Total, "connect": c.Connect} {
+		if d < 0 {
+			bad("%s limit is negative", name)
+		}
+	}
+	if f := c.MaxTokensField; f != "" && f != maxCompletionTokens && f != maxTokens {
+		bad("max_tokens_field %q is unknown: %s or %s", f, maxCompletionTokens, maxTokens)
+	}
+	if r := c.SystemRole; r != "" && r != systemRole && r != developerRole {
+		bad("system_role %q is unknown: %s or %s", r, systemRole, developerRole)
+	}
+	if c.ContextTokens < 0 || c.MaxOutput < 0 {
+		bad("context_tokens and max_output must not be negative")
+	}
+	return errors.Join(problems...)
+}
+
+func (c Config) problem(i int, what string) error {
+	if c.ID == "" {
+		return fmt.Errorf("llm provider %d: %s", i+1, what)
+	}
+	return fmt.Errorf("llm provider %d (%s): %s", i+1, c.ID, what)
+}
+
+func (c Config) endpoint() string {
+	if c.Endpoint == "" {
+		return defaultOpenAIEndpoint
+	}
+	return c.Endpoint
+}
+
+// withDefaults fills what was left out.
+func (c Config) withDefaults() Config {
+	c.Endpoint = c.endpoint()
+	if c.Model == "" {
+		c.Model = c.ID
+	}
+	for _, d := range []struct {
+		v   *time.Duration
+		def time.Duration
+	}{{&c.FirstToken, defaultFirstToken}, {&c.Idle, defaultIdle}, {&c.Total, defaultTotal}, {&c.Connect, defaultConnect}} {
+		if *d.v == 0 {
+			*d.v = d.def
+		}
+	}
+	if c.MaxTokensField == "" {
+		c.MaxTokensField = maxCompletionTokens
+	}
+	if c.SystemRole == "" {
+		c.SystemRole = systemRole
+	}
+	return c
+}
+
+// parseEndpoint reads a base address. Errors do not repeat it: it may hold a key.
+func parseEndpoint(endpoint string) (*url.URL, error) {
+	u, err := url.Parse(strings.TrimSpace(endpoint))
+	switch {
+	case err != nil:
+		return nil, errors.New("endpoint is not an address")
+	case u.Scheme != "http" && u.Scheme != "https":
+		return nil, errors.New("endpoint must begin with https:// or http://")
+	case u.Hostname() == "":
+		return nil, errors.New("endpoint has no host")
+	case u.User != nil:
+		return nil, errors.New("endpoint must not hold a user or password")
+	case u.Fragment != "":
+		return nil, errors.New("endpoint must not hold a fragment")
+	}
+	return u, nil
+}
+
+// openAIBase returns the address to which "chat/completions" is added, with a slash at the end, and the query
+// parameters that every request repeats. A bare host gets /v1; any path is taken as it is, whether or not it
+// ends in /v1, and may be the whole address of the call.
+func openAIBase(endpoint string) (string, url.Values, error) {
+	u, err := parseEndpoint(endpoint)
+	if err != nil {
+		return "", nil, err
+	}
+	query := u.Query()
+	u.RawQuery, u.ForceQuery = "", false
+	u = u.JoinPath() // cleans the path
+	path := strings.TrimSuffix(strings.TrimRight(u.Path, "/"), "/chat/completions")
+	if path == "" {
+		path = "/v1"
+	}
+	u.Path, u.RawPath = path+"/", ""
+	return u.String(), query, nil
+}
+
+// headerValue says whether s can be the value of an HTTP header.
+func headerValue(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 && c != '\t' || c == 0x7f {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,136 @@
+package llm
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/openai/openai-go/v3"
+	"github.com/openai/openai-go/v3/option"
+	"github.com/openai/openai-go/v3/packages/param"
+	"github.com/openai/openai-go/v3/packages/ssestream"
+)
+
+// openAI speaks OpenAI's Chat Completions with one model. It repeats nothing, reads no environment variable
+// (the service is made without the client that does), and has no timeout but those of watchdog.
+type openAI struct {
+	config  Config
+	service openai.ChatCompletionService
+	close   func()
+}
+
+func newOpenAI(c Config, transport http.RoundTripper) (*openAI, error) {
+	c = c.withDefaults()
+	base, query, err := openAIBase(c.Endpoint)
+	if err != nil {
+		return nil, err
+	}
+	p := &openAI{config: c, close: func() {}}
+	if transport == nil {
+		t := newTransport(c.Connect)
+		transport, p.close = t, t.CloseIdleConnections
+	}
+	client := &http.Client{
+		Transport: transport,
+		// The key is meant for this address only: a redirect is an error.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	opts := []option.RequestOption{
+		option.WithBaseURL(base),
+		option.WithHTTPClient(client),
+		option.WithMaxRetries(0),
+		option.WithHeader("User-Agent", "Chatbox"),
+		option.WithHeader("Accept", "text/event-stream"),
+	}
+	for _, h := range []string{"Lang", "Package-Version", "Os", "Arch", "Runtime", "Runtime-Version", "Retry-Count", "Timeout"} {
+		opts = append(opts, option.WithHeaderDel("X-Stainless-"+h))
+	}
+	if c.APIKey != "" {
+		opts = append(opts, option.WithAPIKey(c.APIKey))
+	}
+	for k, values := range query {
+		for _, v := range values {
+			opts = append(opts, option.WithQueryAdd(k, v))
+		}
+	}
+	for k, v := range c.Headers {
+		opts = append(opts, option.WithHeader(k, v))
+	}
+	p.service = openai.NewChatCompletionService(opts...)
+	return p, nil
+}
+
+// newTransport is a pool of connections to one provider. Responses are not compressed, so that tokens are not
+// held back in a decompressor.
+func newTransport(connect time.Duration) *http.Transport {
+	return &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		DialContext:         (&net.Dialer{Timeout: connect, KeepAlive: 30 * time.Second}).DialContext,
+		TLSHandshakeTimeout: connect,
+		ForceAttemptHTTP2:   true,
+		HTTP2:               &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
+		MaxIdleConnsPerHost: 64,
+		IdleConnTimeout:     90 * time.Second,
+		DisableCompression:  true,
+	}
+}
+
+// Stream implements Provider.
+func (p *openAI) Stream(ctx context.Context, req Request, emit func(Delta) error) (Result, error) {
+	reqCtx, dog := newWatchdog(ctx, p.config)
+	defer dog.stop()
+	c := newCall(p.config, dog, req, emit)
+
+	// New with these options is NewStreaming with a decoder of our own.
+	var raw *http.Response
+	_, err := p.service.New(reqCtx, p.params(req), option.WithMiddleware(c.respond),
+		option.WithJSONSet("stream", true), option.WithResponseBodyInto(&raw))
+	if err != nil {
+		return c.end(ctx, err)
+	}
+	events := &decoder{Decoder: ssestream.NewDecoder(raw)}
+	stream := ssestream.NewStream[openai.ChatCompletionChunk](events, nil)
+	defer func() { _ = stream.Close() }()
+	for ctx.Err() == nil && stream.Next() { // nothing is emitted after a cancel, even if it has arrived
+		if err := c.chunk(stream.Current()); err != nil {
+			return c.end(ctx, err)
+		}
+	}
+	c.done = events.done
+	return c.end(ctx, stream.Err())
+}
+
+func (p *openAI) params(req Request) openai.ChatCompletionNewParams {
+	body := openai.ChatCompletionNewParams{Model: p.config.Model}
+	for _, m := range req.Messages {
+		switch {
+		case m.Role == RoleAssistant:
+			body.Messages = append(body.Messages, openai.AssistantMessage(m.Content))
+		case m.Role == RoleSystem && p.config.SystemRole == developerRole:
+			body.Messages = append(body.Messages, openai.DeveloperMessage(m.Content))
+		case m.Role == RoleSystem:
+			body.Messages = append(body.Messages, openai.SystemMessage(m.Content))
+		default:
+			body.Messages = append(body.Messages, openai.UserMessage(m.Content))
+		}
+	}
+	if u := p.config.IncludeUsage; u == nil || *u {
+		body.StreamOptions.IncludeUsage = param.NewOpt(true)
+	}
+	limit := p.config.MaxOutput
+	if req.MaxOutput > 0 && (limit == 0 || req.MaxOutput < limit) {
+		limit = req.MaxOutput
+	}
+	if limit > 0 {
+		if p.config.MaxTokensField == maxTokens {
+			body.MaxTokens = param.NewOpt(int64(limit))
+		} else {
+			body.MaxCompletionTokens = param.NewOpt(int64(limit))
+		}
+	}
+	if req.User != "" {
+		body.User = param.NewOpt(req.User)
+	}
+	return body
+}
