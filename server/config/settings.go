@@ -1,0 +1,253 @@
+package config
+
+import (
+	"net"
+	"strconv"
+	"time"
+)
+
+// Settings is everything that can be set, after merging, defaults and validation.
+//
+// The tag toml is the key, default its default in the spelling of a file, unit the unit of a bare number where
+// one is accepted. The comments of the fields are the text of docs/configuration.md; a test holds them together.
+// Settings are read once at start and never change; they may be read concurrently.
+type Settings struct {
+	App               App               `toml:"app"`
+	Chatbox           Chatbox           `toml:"chatbox"`
+	Redis             Redis             `toml:"redis"`
+	Encryption        Encryption        `toml:"encryption"`
+	Dbs               Databases         `toml:"dbs"`
+	Auth              Auth              `toml:"auth"`
+	Origins           Origins           `toml:"origins"`
+	Limits            Limits            `toml:"limits"`
+	Cluster           Cluster           `toml:"cluster"`
+	Internal          Internal          `toml:"internal"`
+	Log               Log               `toml:"log"`
+	ConnectionSources ConnectionSources `toml:"connection_sources"`
+	UserUpload        UserUpload        `toml:"userupload"`
+	Mail              Mail              `toml:"mail"`
+	SMS               SMS               `toml:"sms"`
+	Notification      Notification      `toml:"notification"`
+
+	// Dev says that the service runs in dev mode. It is a flag of the command, never a key of a file.
+	Dev bool `toml:"-"`
+
+	sources map[string]string // key -> where its value came from; absent: default
+}
+
+// Addr is the address to listen on for HTTP: chatbox.addr, else app.port on all interfaces.
+func (s *Settings) Addr() string {
+	if s.Chatbox.Addr != "" {
+		return s.Chatbox.Addr
+	}
+	return net.JoinHostPort("", strconv.Itoa(s.App.Port))
+}
+
+// Source says where the value of a key came from: a file, a variable, a flag, or "default".
+func (s *Settings) Source(key string) string { return sourceOf(s.sources, key) }
+
+// App is the table of the process, shared with other services.
+type App struct {
+	// Port that HTTP and WebSockets are served on, on all interfaces. chatbox.addr wins over it.
+	Port int `toml:"port" default:"8080"`
+	// Time that HTTP requests in flight get at shutdown. Sockets have their own time, cluster.drain_timeout.
+	ShutdownTimeout time.Duration `toml:"shutdown_timeout_s" default:"5" unit:"s"`
+}
+
+// Chatbox is the table of the chat itself.
+type Chatbox struct {
+	// Address to listen on as host:port. Empty: app.port on all interfaces.
+	Addr string `toml:"addr"`
+	// Key that the host application signs its tokens with. At least 32 random bytes; shorter ones warn, because they can be guessed offline from one token.
+	JWTSecret Secret `toml:"jwt_secret"`
+	// How long a session waits for its user after the last of their connections left. Long enough for a phone call or a tunnel.
+	ReconnectTimeout time.Duration `toml:"reconnect_timeout" default:"15m"`
+	// Connections per replica; beyond it new ones get 503 and CONNECTION_LIMIT.
+	MaxConnections int `toml:"max_connections" default:"10000"`
+	// Messages, uploads, voice messages and help requests per minute and user, counted over all replicas.
+	RateLimit int `toml:"rate_limit" default:"100"`
+	// Newest events that a client without a usable position gets; older ones are fetched by pages.
+	HistoryMessages int `toml:"history_messages" default:"50"`
+	// WebSocket details.
+	WebSocket WebSocket `toml:"websocket"`
+	// Language models.
+	LLM LLM `toml:"llm"`
+}
+
+// WebSocket holds the details of the sockets.
+type WebSocket struct {
+	// Read buffer per socket. Small, because there are many sockets and frames are short.
+	ReadBufferSize Size `toml:"read_buffer_size" default:"1024"`
+	// Write buffer per socket.
+	WriteBufferSize Size `toml:"write_buffer_size" default:"1024"`
+	// How often the server pings. 0: never; clients ping anyway.
+	PingPeriod time.Duration `toml:"ping_period" default:"54s"`
+	// How long a ping of the server may go unanswered before this is logged. It never closes earlier than idle_timeout.
+	PongWait time.Duration `toml:"pong_wait" default:"60s"`
+	// How long one write to a socket may take before the client counts as gone.
+	WriteWait time.Duration `toml:"write_wait" default:"10s"`
+	// A socket without a frame or ping from its client for this long is closed (4003). Three times the clients' ping.
+	IdleTimeout time.Duration `toml:"idle_timeout" default:"90s"`
+}
+
+// LLM is how answers are produced.
+type LLM struct {
+	// Models on offer; the first is the default.
+	Providers []Provider `toml:"providers"`
+	// Id of the provider that new sessions use. Empty: the first.
+	DefaultModel string `toml:"default_model"`
+	// Tries per answer, before the first visible token only.
+	Attempts int `toml:"attempts" default:"3"`
+	// Wait before the second try; doubles with each further one.
+	BackoffBase time.Duration `toml:"backoff_base" default:"1s"`
+	// Longest wait between two tries.
+	BackoffCap time.Duration `toml:"backoff_cap" default:"8s"`
+	// Time to connect to a provider.
+	ConnectTimeout time.Duration `toml:"connect_timeout" default:"10s"`
+	// Time until the first token. Long, because reasoning models are silent for minutes.
+	FirstTokenTimeout time.Duration `toml:"first_token_timeout" default:"300s"`
+	// Longest silence inside an answer; any byte counts as life.
+	IdleTimeout time.Duration `toml:"idle_timeout" default:"120s"`
+	// Longest time for one whole answer.
+	TotalTimeout time.Duration `toml:"total_timeout" default:"15m"`
+	// Tokens of context sent with a question; the oldest turns are left out beyond it. Fits small models and bounds the bill.
+	ContextTokens int `toml:"context_tokens" default:"32000"`
+	// Most tokens of one answer. 0: the provider's own limit.
+	MaxOutput int `toml:"max_output" default:"0"`
+	// Text that opens every context. Empty: none.
+	SystemPrompt string `toml:"system_prompt"`
+}
+
+// Provider is one entry of [[chatbox.llm.providers]]. Whatever of the second half is absent is taken from
+// [chatbox.llm]; after Load it is filled in.
+type Provider struct {
+	// Id that sessions and clients name it by. Required, unique; sessions keep it, so do not reuse it for another model.
+	ID string `toml:"id"`
+	// Name shown to users. Empty: the id.
+	Name string `toml:"name"`
+	// Wire protocol: openai (and everything compatible), anthropic or dify.
+	Type string `toml:"type"`
+	// Base URL, as https://host/v1. Empty: the provider's own.
+	Endpoint string `toml:"endpoint"`
+	// Key for the provider; env:NAME reads it from the variable NAME.
+	APIKey Secret `toml:"apiKey"`
+	// Model name sent to the provider. Required except for dify.
+	Model string `toml:"model"`
+
+	// Time to connect. Absent: chatbox.llm.connect_timeout.
+	ConnectTimeout time.Duration `toml:"connect_timeout"`
+	// Time until the first token. Absent: chatbox.llm.first_token_timeout.
+	FirstTokenTimeout time.Duration `toml:"first_token_timeout"`
+	// Longest silence inside an answer. Absent: chatbox.llm.idle_timeout.
+	IdleTimeout time.Duration `toml:"idle_timeout"`
+	// Longest time for one answer. Absent: chatbox.llm.total_timeout.
+	TotalTimeout time.Duration `toml:"total_timeout"`
+	// Tokens of context. Absent: chatbox.llm.context_tokens.
+	ContextTokens int `toml:"context_tokens"`
+	// Most tokens of one answer. Absent: chatbox.llm.max_output.
+	MaxOutput int `toml:"max_output"`
+	// Text that opens the context. Absent: chatbox.llm.system_prompt.
+	SystemPrompt string `toml:"system_prompt"`
+	// Whether to ask for token counts in streams; some compatible servers refuse the field. Absent: ask.
+	IncludeUsage *bool `toml:"include_usage"`
+	// Name of the field that limits the answer. Empty: the adapter's choice.
+	MaxTokensField string `toml:"max_tokens_field"`
+	// Role of the system prompt (system or developer). Empty: the adapter's choice.
+	SystemRole string `toml:"system_role"`
+	// Further headers of every request, for gateways.
+	Headers map[string]Secret `toml:"headers"`
+}
+
+// Redis is where sessions live.
+type Redis struct {
+	// Address, as redis://user:password@host:6379/0, rediss:// for TLS, or the Sentinel and Cluster forms. Required.
+	URL Secret `toml:"url"`
+	// Start of every key, so that an instance can be shared.
+	Prefix string `toml:"prefix" default:"rt:"`
+}
+
+// Encryption holds the keys that wrap the keys of sessions. One of the two is required.
+type Encryption struct {
+	// The keyset itself, as printed by `chatbox keys new`. Whoever has it can read every transcript; without it nobody can.
+	Keyset Secret `toml:"keyset"`
+	// File that holds the keyset, instead of keyset.
+	KeysetFile string `toml:"keyset_file"`
+}
+
+// Auth is how tokens are read.
+type Auth struct {
+	// Algorithm of tokens: HS256, HS384 or HS512. Exactly this one is accepted.
+	Algorithm string `toml:"algorithm" default:"HS256"`
+	// Required iss of tokens. Empty: not checked.
+	Issuer string `toml:"issuer"`
+	// Required aud of tokens. Empty: not checked.
+	Audience string `toml:"audience"`
+	// Difference of clocks that exp and nbf forgive. 0: none.
+	Leeway time.Duration `toml:"leeway" default:"30s"`
+	// Claim of the user's id. Empty: sub, else user_id.
+	UserClaim string `toml:"user_claim"`
+	// Claim of the display name.
+	NameClaim string `toml:"name_claim" default:"name"`
+	// Claim of the roles, an array or a space-separated string.
+	RolesClaim string `toml:"roles_claim" default:"roles"`
+	// Role that makes an admin.
+	AdminRole string `toml:"admin_role" default:"admin"`
+	// Accept ?token= in the address of the socket. Off is safer: addresses end up in logs of proxies.
+	QueryToken bool `toml:"query_token" default:"true"`
+}
+
+// Origins are the pages that may talk to the service, as exact scheme://host[:port]. Its own is always allowed.
+type Origins struct {
+	// Pages that may open sockets and call the API; null admits WebViews without an origin and sandboxed frames.
+	Allowed []string `toml:"allowed"`
+	// Pages that may show the widget in a frame.
+	Embed []string `toml:"embed"`
+}
+
+// Limits bound what clients can cost.
+type Limits struct {
+	// Largest frame from a client. Larger ones get TOO_LARGE and a close.
+	FrameBytes Size `toml:"frame_bytes" default:"65536"`
+	// Sockets of one user on all replicas: tabs and devices.
+	SocketsPerUser int `toml:"sockets_per_user" default:"20"`
+	// Frames per second that one socket may send for long.
+	SocketRate float64 `toml:"socket_rate" default:"10"`
+	// Frames that one socket may send at once.
+	SocketBurst int `toml:"socket_burst" default:"40"`
+	// Bytes that may wait for a slow client before it is closed (4002) and resumes.
+	QueueBytes Size `toml:"queue_bytes" default:"1MiB"`
+	// Connections being opened at a time per replica; a crowd waits its turn instead of slowing everyone.
+	OpensInFlight int `toml:"opens_in_flight" default:"128"`
+}
+
+// Cluster is the timing between replicas. The defaults suit production; tests shorten them.
+type Cluster struct {
+	// Name of this replica, unique in the cluster. Empty: the host's name and a random part.
+	ReplicaID string `toml:"replica_id"`
+	// A connection counts as present this long after it was last renewed. Three renewals, and longer than idle_timeout.
+	PresenceLease time.Duration `toml:"presence_lease" default:"95s"`
+	// How often presence is renewed.
+	TouchEvery time.Duration `toml:"touch_every" default:"30s"`
+	// Another replica goes on with an answer this long after its producer was last heard of.
+	GenerationLease time.Duration `toml:"generation_lease" default:"10s"`
+	// Another replica takes over a partition's housekeeping this long after its keeper was last heard of.
+	KeeperLease time.Duration `toml:"keeper_lease" default:"10s"`
+	// A replica that did not say goodbye counts as crashed after this long.
+	ReplicaLease time.Duration `toml:"replica_lease" default:"15s"`
+	// A question that nobody answers is taken up by a keeper after this long.
+	AskDelay time.Duration `toml:"ask_delay" default:"5s"`
+	// How often keepers look for what is due.
+	SweepEvery time.Duration `toml:"sweep_every" default:"250ms"`
+	// How often queued events are written to MongoDB. Bounds how long clients keep their copies.
+	FlushEvery time.Duration `toml:"flush_every" default:"200ms"`
+	// How often the document of a busy session is rewritten at most, state changes aside.
+	DocEvery time.Duration `toml:"doc_every" default:"60s"`
+	// Time that sockets and answers get to move to other replicas at shutdown. Keep the pod's grace period above it.
+	DrainTimeout time.Duration `toml:"drain_timeout" default:"45s"`
+}
+
+// Internal is the listener for operators.
+type Internal struct {
+	// Address of metrics and profiles, as 127.0.0.1:9090. Empty: off. Never reachable from outside: it has no login.
+	Addr string `toml:"addr"`
+}
