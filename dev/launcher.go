@@ -49,7 +49,7 @@ type launcher struct {
 }
 
 // newLauncher takes the port and the state directory, and nothing else yet.
-func newLauncher(o options, getenv func(string) string, out io.Writer) (*launcher, error) {
+func newLauncher(ctx context.Context, o options, getenv func(string) string, out io.Writer) (*launcher, error) {
 	root, err := rig.ModuleRoot()
 	if err != nil {
 		return nil, err
@@ -60,7 +60,8 @@ func newLauncher(o options, getenv func(string) string, out io.Writer) (*launche
 	if o.state == "" {
 		o.state = filepath.Join(root, "dev", ".state")
 	}
-	front, err := net.Listen("tcp", o.addr)
+	var lc net.ListenConfig
+	front, err := lc.Listen(ctx, "tcp", o.addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, fmt.Errorf("%s is taken by another program; choose another with --addr 127.0.0.1:PORT", o.addr)
 	}

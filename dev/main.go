@@ -52,7 +52,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, out io.
 	if err != nil {
 		return err
 	}
-	l, err := newLauncher(o, getenv, out)
+	l, err := newLauncher(ctx, o, getenv, out)
 	if err != nil {
 		return err
 	}
