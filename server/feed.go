@@ -65,7 +65,7 @@ func hubMessage(m sessionstore.Message) hub.Message {
 	if m.Seq > 0 && m.MessageID != "" {
 		out.Key = sessionstore.MessageKey(m.Sender, m.MessageID)
 	}
-	if m.Type == sessionstore.TypeAIResponse && m.Seq == 0 {
+	if m.Type == sessionstore.TypeAIResponse {
 		out.Answer, out.Attempt, out.Chunk = m.MessageID, m.Attempt, m.Chunk
 	}
 	return out

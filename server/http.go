@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/http"
 	"reflect"
 	"regexp"
 	"strconv"
@@ -16,6 +17,9 @@ import (
 
 // identityKey is where a request's identity is kept.
 const identityKey = "chatbox.identity"
+
+// viaKey is where the way is kept by which a request's token came.
+const viaKey = "chatbox.via"
 
 // requestIDForm is what an id given by a proxy must look like to be taken over into logs.
 var requestIDForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
@@ -48,18 +52,25 @@ func (s *Server) problems(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
-// allow checks token and policy before a handler runs. Public actions need no token.
-func (s *Server) allow(action string, next echo.HandlerFunc) echo.HandlerFunc {
+// allow checks the policy of a route, and the token where the route is not public, before the handler runs. A
+// route that the policy does not know is refused.
+func (s *Server) allow(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
-		if auth.Policy.Public(action) {
+		method := c.Request().Method
+		if method == http.MethodHead {
+			method = http.MethodGet
+		}
+		action := auth.Route(method, c.Path())
+		if s.deps.Policy.Requirement(action) == auth.Public {
 			return next(c)
 		}
-		id, _, err := s.identify(c.Request())
+		id, via, err := s.identify(c.Request())
 		if err != nil {
 			return err
 		}
 		c.Set(identityKey, id)
-		if err := auth.Policy.Allow(action, id); err != nil {
+		c.Set(viaKey, via)
+		if err := s.deps.Policy.Allow(action, id); err != nil {
 			return err
 		}
 		c.Response().Header().Set(echo.HeaderCacheControl, "no-store")

@@ -60,6 +60,7 @@ type Deps struct {
 	Chat     *chat.Chat
 	Turns    Signaler
 	Verifier Verifier
+	Policy   *auth.Policy
 	Origins  auth.Origins
 	Models   []protocol.Model
 	Default  string       // id of the default model
@@ -125,7 +126,7 @@ type Server struct {
 // New checks the parts. Nothing runs until Run.
 func New(deps Deps) (*Server, error) {
 	if deps.Live == nil || deps.Archive == nil || deps.Names == nil || deps.History == nil || deps.Chat == nil || deps.Turns == nil ||
-		deps.Verifier == nil || deps.Options.Replica == "" {
+		deps.Verifier == nil || deps.Policy == nil || deps.Options.Replica == "" {
 		return nil, errors.New("server: a required part is missing")
 	}
 	deps.Options.setDefaults()
@@ -147,22 +148,22 @@ func New(deps Deps) (*Server, error) {
 // Register mounts the service under /chat of an Echo application. The WebSocket route must not stand behind
 // middleware that wraps the response body or cancels the request's context after a time (Gzip, Timeout).
 func (s *Server) Register(e *echo.Echo) {
-	g := e.Group("/chat", s.requestID, s.problems)
-	g.GET("/healthz", s.allow("healthz", s.healthz))
-	g.GET("/readyz", s.allow("readyz", s.readyz))
-	g.GET("/ws", s.socket) // checks token and policy itself, before the upgrade
-	g.GET("/me", s.allow("me", s.me))
-	g.GET("/models", s.allow("models", s.models))
-	g.GET("/sessions", s.allow("sessions.list", s.listSessions))
-	g.POST("/sessions", s.allow("sessions.create", s.createSession))
-	g.GET("/sessions/:id", s.allow("sessions.read", s.readSession))
-	g.GET("/sessions/:id/messages", s.allow("sessions.messages", s.readMessages))
-	g.POST("/sessions/:id/end", s.allow("sessions.end", s.endSession))
+	g := e.Group("/chat", s.requestID, s.problems, s.allow)
+	g.GET("/healthz", s.healthz)
+	g.GET("/readyz", s.readyz)
+	g.GET("/ws", s.socket)
+	g.GET("/me", s.me)
+	g.GET("/models", s.models)
+	g.GET("/sessions", s.listSessions)
+	g.POST("/sessions", s.createSession)
+	g.GET("/sessions/:id", s.readSession)
+	g.GET("/sessions/:id/messages", s.readMessages)
+	g.POST("/sessions/:id/end", s.endSession)
 	if s.deps.Pages != nil {
 		pages := echo.WrapHandler(s.deps.Pages)
-		for _, path := range []string{"", "/", "/*"} {
-			g.GET(path, s.allow("pages", pages))
-			g.HEAD(path, s.allow("pages", pages))
+		for _, path := range []string{"", "/", "/assets/*"} {
+			g.GET(path, pages)
+			g.HEAD(path, pages)
 		}
 	}
 }

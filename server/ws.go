@@ -25,20 +25,14 @@ const frameTimeout = 10 * time.Second
 // openTimeout bounds opening a session before the upgrade.
 const openTimeout = 5 * time.Second
 
-// socket is GET /chat/ws: token, origin, session, upgrade. Everything that can be refused is refused before the
+// socket is GET /chat/ws, behind allow: origin, session, upgrade. Everything that can be refused is refused before the
 // upgrade; the handler returns after it, and the connection lives on in the hub.
 func (s *Server) socket(c echo.Context) error {
 	r := c.Request()
-	id, via, err := s.identify(r)
-	if err != nil {
+	id := identity(c)
+	via, _ := c.Get(viaKey).(string)
+	if err := s.deps.Origins.Check(r, via); err != nil {
 		return err
-	}
-	c.Set(identityKey, id)
-	if err := auth.Policy.Allow("ws", id); err != nil {
-		return err
-	}
-	if !s.deps.Origins.Allow(r, via) {
-		return auth.ErrForbidden
 	}
 	if s.health.draining.Load() {
 		return errDraining
@@ -161,7 +155,7 @@ func (p *peer) Frame(ctx context.Context, c *hub.Client, data []byte) {
 		p.refuse(ctx, c, f, errRateLimited)
 		return
 	}
-	if err := auth.Policy.Allow("frame."+f.Type, auth.Identity{UserID: p.userID}); err != nil {
+	if err := p.server.deps.Policy.Allow(auth.Frame(f.Type), auth.Identity{UserID: p.userID}); err != nil {
 		p.refuse(ctx, c, f, err)
 		return
 	}

@@ -111,3 +111,14 @@ func openStored(key seal.DataKey, s sessionstore.Stored) (sessionstore.Event, er
 	}
 	return sessionstore.ParseFrame(sessionstore.Frame(s.Seq, s.H, body))
 }
+
+// contextEvents is how many events a model's context is made of at the most; trimming to a model's window is
+// the turn's business.
+const contextEvents = 400
+
+// Context returns the newest events up to and including upTo. With MongoDB away it returns those that Redis has:
+// an answer with a shorter memory is better than none.
+func (h *History) Context(ctx context.Context, sessionID string, upTo int64) ([]sessionstore.Event, error) {
+	t, err := h.Page(ctx, sessionID, upTo+1, contextEvents)
+	return t.Events, err
+}
