@@ -1,0 +1,203 @@
+/**
+ * What the page knows, as signals, and what it can do. Components read the signals and call the functions; nothing
+ * else holds state. One instance per page.
+ */
+
+import { batch, computed, signal } from '@preact/signals';
+import { Chat } from '../core/chat';
+import type { Status } from '../core/connection';
+import { fits } from '../core/protocol';
+import type { DurableFrame } from '../core/protocol';
+import { initial } from '../core/state';
+import type { State } from '../core/state';
+import { subject } from '../core/token';
+import { transcript } from '../core/transcript';
+import { Api } from './api';
+import type { SessionEntry } from './api';
+import { clock, dial, sessionStore, uuid } from './browser';
+import type { TokenSource } from './host';
+import { text } from './text';
+
+/** A past conversation that is being read. */
+export interface Past {
+  readonly id: string;
+  readonly name: string;
+  readonly items: readonly DurableFrame[];
+  readonly next: string;
+}
+
+export interface Sessions {
+  readonly items: readonly SessionEntry[];
+  readonly state: 'loading' | 'ready' | 'failed';
+}
+
+export type Page = ReturnType<typeof createPage>;
+
+const PAGE_SIZE = 50;
+const DRAFT_KEY = 'chatbox.draft.1';
+const NOTE_MS = 6_000;
+
+export function createPage(base: URL, tokens: TokenSource) {
+  const state = signal<State>(initial);
+  const status = signal<Status>({ kind: 'idle' });
+  const online = signal(navigator.onLine);
+  const waitingForHost = signal(true);
+  const note = signal('');
+  const past = signal<Past | null>(null);
+  const sessions = signal<Sessions>({ items: [], state: 'loading' });
+  const older = signal<'idle' | 'loading' | 'failed'>('idle');
+  const draft = signal(readDraft());
+  const rows = computed(() => transcript(state.value));
+  const answering = computed(() => state.value.answers.length > 0 || state.value.loading !== null);
+
+  const api = new Api(base, () => tokens.current());
+  let noteTimer: unknown = null;
+
+  function tell(message: string): void {
+    clock.cancel(noteTimer);
+    note.value = message;
+    noteTimer = clock.after(NOTE_MS, () => {
+      note.value = '';
+    });
+  }
+
+  const chat = new Chat({
+    url: api.socketUrl(),
+    dial,
+    clock,
+    random: Math.random,
+    uuid,
+    storage: sessionStore(),
+    token: (reason) => tokens.get(reason),
+    probe: (token) => api.probe(token),
+    onState: (s) => {
+      state.value = s;
+    },
+    onStatus: (s) => {
+      status.value = s;
+    },
+    onError: (code, message) => tell(text.reasons[code] ?? message),
+  });
+
+  async function start(): Promise<void> {
+    const token = await tokens.get('start');
+    if (!token) return;
+    waitingForHost.value = false;
+    chat.start(subject(token));
+    void loadSessions();
+  }
+
+  /** Sends what is in the composer. false: it stays there, and a note says why. */
+  function send(): boolean {
+    const content = draft.value.trim();
+    if (!content) return false;
+    if (!fits(content)) {
+      tell(text.tooLong);
+      return false;
+    }
+    if (!chat.send({ type: 'user_message', content })) {
+      tell(text.tooMany);
+      return false;
+    }
+    write('');
+    return true;
+  }
+
+  function write(value: string): void {
+    draft.value = value;
+    saveDraft(value);
+    if (value) chat.typing();
+  }
+
+  async function loadSessions(): Promise<void> {
+    try {
+      sessions.value = { items: await api.sessions(), state: 'ready' };
+    } catch {
+      sessions.value = { items: sessions.value.items, state: 'failed' };
+    }
+  }
+
+  /** Opens a past conversation for reading. The active one is simply shown. */
+  async function open(entry: SessionEntry): Promise<void> {
+    if (entry.active || entry.id === state.value.sessionId) {
+      past.value = null;
+      return;
+    }
+    try {
+      const page = await api.messages(entry.id, '', PAGE_SIZE);
+      past.value = { id: entry.id, name: entry.name, items: page.items, next: page.next };
+    } catch {
+      tell(text.sessionsFailed);
+    }
+  }
+
+  async function loadOlder(): Promise<void> {
+    if (older.value === 'loading') return;
+    older.value = 'loading';
+    try {
+      const reading = past.value;
+      if (reading) await olderOf(reading);
+      else await olderOfCurrent();
+      older.value = 'idle';
+    } catch {
+      older.value = 'failed';
+    }
+  }
+
+  async function olderOf(reading: Past): Promise<void> {
+    const page = await api.messages(reading.id, reading.next, PAGE_SIZE);
+    if (past.value?.id !== reading.id) return;
+    past.value = { ...reading, items: [...page.items, ...reading.items], next: page.next };
+  }
+
+  async function olderOfCurrent(): Promise<void> {
+    const { sessionId, items } = state.value;
+    const page = await api.messages(sessionId, String(items[0]?.seq ?? ''), PAGE_SIZE);
+    chat.older(sessionId, page.items, page.next !== '');
+  }
+
+  /** Ends the active conversation and begins another. */
+  async function newChat(): Promise<void> {
+    const { sessionId, ended } = state.value;
+    try {
+      if (sessionId && !ended) await api.end(sessionId);
+    } catch {
+      tell(text.broken);
+      return;
+    }
+    batch(() => {
+      past.value = null;
+      chat.renew();
+    });
+    void loadSessions();
+  }
+
+  return {
+    state, status, online, waitingForHost, note, past, sessions, older, draft, rows, answering,
+    start, send, write, open, loadOlder, loadSessions, newChat,
+    closePast: () => (past.value = null),
+    stopAnswer: () => chat.stopAnswer(),
+    selectModel: (modelId: string) => chat.send({ type: 'model_select', modelId }),
+    resend: (id: string) => chat.resend(id),
+    discard: (id: string) => chat.discard(id),
+    reconnect: () => chat.reconnect(),
+    nudge: () => chat.nudge(),
+  };
+}
+
+function readDraft(): string {
+  try {
+    return sessionStore()?.getItem(DRAFT_KEY) ?? '';
+  } catch {
+    return '';
+  }
+}
+
+function saveDraft(value: string): void {
+  try {
+    if (value) sessionStore()?.setItem(DRAFT_KEY, value);
+    else sessionStore()?.removeItem(DRAFT_KEY);
+  } catch {
+    // A draft that cannot be kept is still in the field.
+  }
+}

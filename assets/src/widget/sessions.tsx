@@ -1,0 +1,61 @@
+import type { Page } from './page';
+import type { SessionEntry } from './api';
+import { Back, Plus } from './icons';
+import { text } from './text';
+import { ago } from './time';
+
+interface SessionListProps {
+  page: Page;
+  onChoice: () => void;
+  onClose: () => void;
+}
+
+/** The user's conversations, the latest first. */
+export function SessionList({ page, onChoice, onClose }: SessionListProps) {
+  const { items, state } = page.sessions.value;
+  const start = (): void => {
+    void page.newChat();
+    onChoice();
+  };
+  const open = (entry: SessionEntry): void => {
+    void page.open(entry);
+    onChoice();
+  };
+  return (
+    <aside class="list" aria-label={text.sessions}>
+      <div class="list-head">
+        <button class="round list-close" type="button" aria-label={text.hideSessions} onClick={onClose}>
+          <Back />
+        </button>
+        <h2>{text.sessions}</h2>
+        <button class="round" type="button" aria-label={text.newChat} title={text.newChat} onClick={start}>
+          <Plus />
+        </button>
+      </div>
+      {state === 'failed' && <p class="list-word">{text.sessionsFailed}</p>}
+      {state === 'loading' && items.length === 0 && [0, 1, 2].map((i) => <div key={i} class="skeleton" />)}
+      {state === 'ready' && items.length === 0 && <p class="list-word">{text.noSessions}</p>}
+      <ul>
+        {items.map((entry) => (
+          <li key={entry.id}>
+            <button class="list-row" type="button" aria-current={current(page, entry)} onClick={() => open(entry)}>
+              <span class="list-name" dir="auto">
+                {entry.name || text.newChat}
+              </span>
+              <span class="list-meta">
+                {entry.active ? <span class="badge on">{text.current}</span> : ago(entry.lastActivity)}
+                {' · '}
+                {text.messageCount(entry.messageCount)}
+                {entry.adminAssisted && <span class="badge admin">{text.assisted}</span>}
+              </span>
+            </button>
+          </li>
+        ))}
+      </ul>
+    </aside>
+  );
+}
+
+function current(page: Page, entry: SessionEntry): boolean {
+  return entry.id === (page.past.value?.id ?? page.state.value.sessionId);
+}
