@@ -1,0 +1,219 @@
+package archive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
+
+	"github.com/real-rm/chatbox/sessionstore"
+)
+
+const (
+	// maxInsert documents and about maxInsertBytes go to MongoDB at once: little enough for the timeout of one operation.
+	maxInsert      = 1000
+	maxInsertBytes = 8 << 20
+	// maxDocument is MongoDB's limit of 16 MiB, less what it adds itself.
+	maxDocument = 16<<20 - 16<<10
+
+	codeDuplicate = 11000
+)
+
+// transient are server codes that say something about MongoDB, not about the document: host unreachable, not primary,
+// shutting down, interrupted, write conflict, timeouts, no space, over quota, not allowed to write.
+var transient = []int{
+	6, 7, 13, 18, 24, 26, 43, 50, 63, 64, 89, 91, 96, 112, 134, 150, 175, 189, 202, 234, 262, 317,
+	8000, 9001, 10058, 10107, 11600, 11602, 13388, 13435, 13436, 14031,
+}
+
+// InsertMessages stores entries in one go. What is there already counts as stored. err means that MongoDB did not
+// take the entries, or not surely: repeat them all. failed holds, by index, entries that MongoDB refuses for what
+// they are; all others are stored when err is nil. Neither has contents in its text.
+func (a *Archive) InsertMessages(ctx context.Context, entries []sessionstore.WALEntry) (failed map[int]error, err error) {
+	now := time.Now()
+	failed = map[int]error{}
+	var docs []any
+	var at []int // index in entries of each document
+	size := 0
+	send := func() error {
+		if len(docs) == 0 {
+			return nil
+		}
+		_, refused, err := a.insert(ctx, colMessages, docs)
+		if err != nil {
+			return away(ctx, fmt.Sprintf("insert %d of %d messages", len(docs), len(entries)), err)
+		}
+		for i, err := range refused {
+			failed[at[i]] = err
+		}
+		docs, at, size = nil, nil, 0
+		return nil
+	}
+	for i, e := range entries {
+		d, err := newMessageDoc(e, now)
+		if err != nil {
+			failed[i] = err
+			continue
+		}
+		raw, err := bson.Marshal(d)
+		if err == nil && len(raw) > maxDocument {
+			err = errors.New("larger than a MongoDB document may be")
+		}
+		if err != nil {
+			failed[i] = err
+			continue
+		}
+		docs, at, size = append(docs, bson.Raw(raw)), append(at, i), size+len(raw)
+		if len(docs) == maxInsert || size >= maxInsertBytes {
+			if err := send(); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err := send(); err != nil {
+		return nil, err
+	}
+	return failed, nil
+}
+
+// insert inserts documents regardless of each other and says, by index, which were there already and which were
+// refused.
+func (a *Archive) insert(ctx context.Context, collection string, docs []any) (there []int, refused map[int]error, err error) {
+	ctx, cancel := a.bounded(ctx)
+	defer cancel()
+	_, err = a.db.Collection(collection).InsertMany(ctx, docs, options.InsertMany().SetOrdered(false))
+	return sortOut(err)
+}
+
+// sortOut reads the outcome of an unordered bulk write.
+func sortOut(err error) (there []int, refused map[int]error, away error) {
+	if err == nil {
+		return nil, nil, nil
+	}
+	var bulk mongo.BulkWriteException
+	if !errors.As(err, &bulk) {
+		return nil, nil, err
+	}
+	if bulk.WriteConcernError != nil {
+		return nil, nil, fmt.Errorf("not on a majority: code %d", bulk.WriteConcernError.Code)
+	}
+	refused = map[int]error{}
+	for _, e := range bulk.WriteErrors {
+		switch {
+		case e.Code == codeDuplicate:
+			there = append(there, e.Index)
+		case slices.Contains(transient, e.Code):
+			return nil, nil, fmt.Errorf("MongoDB cannot write: code %d", e.Code)
+		default:
+			refused[e.Index] = fmt.Errorf("refused by MongoDB: code %d", e.Code) // its text may quote the document
+		}
+	}
+	return there, refused, nil
+}
+
+// SaveSessions writes documents of sessions: new ones are inserted, others updated unless what is stored is newer by
+// seq. An error that matches sessionstore.ErrArchive says that MongoDB is away; any other names the sessions whose
+// documents it refuses, all others being written.
+func (a *Archive) SaveSessions(ctx context.Context, docs []sessionstore.SessionDoc) error {
+	var refused []error
+	for chunk := range slices.Chunk(newest(docs), maxInsert) {
+		bad, err := a.saveSessions(ctx, chunk)
+		if err != nil {
+			return away(ctx, fmt.Sprintf("save %d sessions", len(docs)), err)
+		}
+		refused = append(refused, bad...)
+	}
+	return errors.Join(refused...)
+}
+
+// newest keeps one document per session, so that one bulk never writes the same one twice.
+func newest(docs []sessionstore.SessionDoc) []sessionstore.SessionDoc {
+	at := make(map[string]int, len(docs))
+	out := make([]sessionstore.SessionDoc, 0, len(docs))
+	for _, d := range docs {
+		i, seen := at[d.Session.ID]
+		switch {
+		case !seen:
+			at[d.Session.ID] = len(out)
+			out = append(out, d)
+		case d.Session.Seq >= out[i].Session.Seq:
+			out[i] = d
+		}
+	}
+	return out
+}
+
+func (a *Archive) saveSessions(ctx context.Context, docs []sessionstore.SessionDoc) (bad []error, err error) {
+	now := time.Now()
+	rows := make([]sessionDoc, len(docs))
+	inserts := make([]any, len(docs))
+	for i, d := range docs {
+		rows[i] = newSessionDoc(d, now)
+		inserts[i] = rows[i]
+	}
+	there, refused, err := a.insert(ctx, colSessions, inserts)
+	if err != nil {
+		return nil, err
+	}
+	for i, err := range refused {
+		bad = append(bad, fmt.Errorf("insert session %s: %w", rows[i].ID, err))
+	}
+	var old []sessionDoc
+	for _, i := range there {
+		old = append(old, rows[i])
+	}
+	more, err := a.update(ctx, old)
+	return append(bad, more...), err
+}
+
+// update sets the fields of documents that exist, only ever forward. On MongoDB the filter sees to that, also against
+// a writer that was paused and comes back. FerretDB would scan the collection for such a filter, and has one writer
+// per document anyway, so there what is stored is read before.
+func (a *Archive) update(ctx context.Context, rows []sessionDoc) (bad []error, err error) {
+	if len(rows) == 0 {
+		return nil, nil
+	}
+	ctx, cancel := a.bounded(ctx)
+	defer cancel()
+	kind, err := a.kind(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var models []mongo.WriteModel
+	var ids []string
+	for _, d := range rows {
+		filter := querySession.filter([]any{d.ID})
+		if kind == serverFerret {
+			stored, err := find[sessionDoc](ctx, a, querySession, filter, 1)
+			if err != nil {
+				return nil, err
+			}
+			if len(stored) == 0 || stored[0].LastSeq > d.LastSeq {
+				continue
+			}
+		} else {
+			filter = append(filter, bson.E{Key: "last_seq", Value: bson.D{{Key: "$lte", Value: d.LastSeq}}})
+		}
+		set, err := d.update()
+		if err != nil {
+			bad = append(bad, err)
+			continue
+		}
+		models = append(models, mongo.NewUpdateOneModel().SetFilter(filter).SetUpdate(set))
+		ids = append(ids, d.ID)
+	}
+	if len(models) == 0 {
+		return bad, nil
+	}
+	_, err = a.db.Collection(colSessions).BulkWrite(ctx, models, options.BulkWrite().SetOrdered(false))
+	_, refused, err := sortOut(err)
+	for i, err := range refused {
+		bad = append(bad, fmt.Errorf("update session %s: %w", ids[i], err))
+	}
+	return bad, err
+}
