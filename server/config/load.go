@@ -40,6 +40,7 @@ type LoadOptions struct {
 	Flags    map[string]string // key -> value in the spelling of the environment
 	Dev      bool              // defaults for a laptop; placeholders and missing secrets are forgiven
 	DevState string            // directory for secrets that dev mode makes and uses again; default .chatbox-dev
+	Partial  bool              // do not insist on the required keys, for commands that need only some
 }
 
 // Warning is something that somebody should look at and that does not prevent a start.
@@ -107,6 +108,7 @@ type loader struct {
 	tree    map[string]any    // merged so far
 	sources map[string]string // key -> layer that set it
 	names   map[string]string // key -> older spelling under which it was set
+	unread  bool              // a file could not be read, so nobody knows what is missing
 
 	warnings []Warning
 	errs     []error
@@ -164,12 +166,12 @@ func (l *loader) files() {
 	for _, path := range l.opts.Files {
 		raw, err := os.ReadFile(path)
 		if err != nil {
-			l.errs = append(l.errs, fmt.Errorf("read configuration: %w", err))
+			l.errs, l.unread = append(l.errs, fmt.Errorf("read configuration: %w", err)), true
 			continue
 		}
 		tree, err := toml.Parser().Unmarshal(raw)
 		if err != nil {
-			l.errs = append(l.errs, syntaxError(path, err))
+			l.errs, l.unread = append(l.errs, syntaxError(path, err)), true
 			continue
 		}
 		if err := merged.Load(treeProvider(tree), nil); err != nil {
@@ -265,7 +267,7 @@ func (l *loader) move(older, key string) {
 // same compares two spellings of a value as the setting would read them.
 func (l *loader) same(key string, a, b any) bool {
 	f, ok := fieldAt(reflect.TypeFor[Settings](), key)
-	if !ok {
+	if !ok || f.typ.Kind() == reflect.Slice && isTable(f.typ.Elem()) {
 		return reflect.DeepEqual(a, b)
 	}
 	quiet := &loader{env: l.env, sources: map[string]string{}, names: map[string]string{}}

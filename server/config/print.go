@@ -7,8 +7,7 @@ import (
 	"reflect"
 )
 
-// Print writes the settings as TOML that Load reads again, each with where it came from. Secrets that are set
-// appear as ***.
+// Print writes the settings as TOML, each with where it came from. Secrets that are set appear as ***.
 func (s *Settings) Print(w io.Writer) error {
 	out := bufio.NewWriter(w)
 	p := printer{out: out, sources: s.sources}

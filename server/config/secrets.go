@@ -12,7 +12,7 @@ import (
 
 // placeholder matches what sample files hold where a secret belongs.
 var placeholder = regexp.MustCompile(`^(` + strings.Join([]string{
-	`your[-_ ].*`, `<.*>`, `\$?\{.*\}`, `\.\.\.`, `x{3,}`, `\*{3,}`,
+	`your[-_ ].*`, `your(secret|jwt|key|api|token|password).*`, `<.*>`, `\$?\{.*\}`, `\.\.\.`, `x{3,}`, `\*{3,}`,
 	`(sk-)?(change|replace)[-_ ]?(me|this|it)?.*`, `(sk-)?(placeholder|example|dummy|sample|todo|fixme|insert)([-_ ].*)?`,
 	`(my|the|a|some|super)?[-_ ]*(secret|password|passwd|token|api[-_ ]?key|jwt[-_ ]?secret|key)([-_ ]*(key|here|value))?`,
 	`sk-(your.*|x{3,}.*|\.\.\.)`, `.*[-_ ](goes[-_ ])?here`,
@@ -36,9 +36,8 @@ func (l *loader) secrets(s *Settings) {
 			return
 		}
 		table, _, _ := strings.Cut(key, ".")
-		own := slices.Contains(strictTables, table) || table == "dbs"
 		switch {
-		case own && !s.Dev:
+		case slices.Contains(strictTables, table) && !s.Dev:
 			l.fail(key, errors.New("is a placeholder; put a real secret there (only --dev starts without)"))
 		default:
 			l.warn(key, "is a placeholder; whatever needs it will not work safely")

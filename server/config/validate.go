@@ -43,10 +43,14 @@ var missingLines = []struct {
 	key   string
 	lines string
 }{
-	{"redis.url", "[redis]\nurl = \"redis://127.0.0.1:6379\"        # where Redis listens"},
-	{"encryption.keyset", "[encryption]\nkeyset = \"...\"                       # the output of: chatbox keys new"},
-	{"dbs.chat.uri", "[dbs.chat]\nuri = \"mongodb://127.0.0.1:27017\"     # where MongoDB listens"},
-	{"chatbox.jwt_secret", "[chatbox]\njwt_secret = \"...\"                   # the key that the host application signs tokens with"},
+	{"redis.url", `[redis]
+url = "redis://127.0.0.1:6379"       # where Redis listens`},
+	{"encryption.keyset", `[encryption]
+keyset = "..."                       # the output of: chatbox keys new`},
+	{"dbs.chat.uri", `[dbs.chat]
+uri = "mongodb://127.0.0.1:27017"    # where MongoDB listens`},
+	{"chatbox.jwt_secret", `[chatbox]
+jwt_secret = "..."                   # the key that the host application signs tokens with`},
 }
 
 // MissingError says which required keys are absent. Its text holds the lines to add.
@@ -85,13 +89,14 @@ func (l *loader) required(s *Settings) {
 	for _, m := range missingLines {
 		unreadable := slices.ContainsFunc(l.errs, func(err error) bool { // is reported already
 			var ke *KeyError
-			return errors.As(err, &ke) && (ke.Key == m.key || ke.Key == l.names[m.key])
+			older, moved := l.names[m.key]
+			return errors.As(err, &ke) && (ke.Key == m.key || moved && ke.Key == older)
 		})
 		if !set[m.key] && !unreadable {
 			missing = append(missing, m.key)
 		}
 	}
-	if len(missing) > 0 {
+	if len(missing) > 0 && !l.opts.Partial && !l.unread {
 		l.errs = append(l.errs, &MissingError{Keys: missing})
 	}
 	l.address("redis.url", s.Redis.URL, "redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster",
