@@ -1,0 +1,115 @@
+package live
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/real-rm/chatbox/sessionstore"
+)
+
+// Hold is an admin who takes the session.
+type Hold struct{ AdminID, Name string }
+
+// Cut writes an event that ends the running answer from outside, whose producer is fenced before anything else
+// happens. What was shown of the answer becomes a durable event of its own, directly before it. With hold the
+// session belongs to that admin from the same moment on. Errors: ErrNotFound, ErrEnded, ErrAssisted, ErrAway.
+func (s *Store) Cut(ctx context.Context, causing sessionstore.Event, hold *Hold) (sessionstore.Appended, error) {
+	a, err := s.cut(ctx, causing, hold)
+	if err != nil {
+		return a, fmt.Errorf("cut answer in session %s: %w", causing.SessionID, err)
+	}
+	return a, nil
+}
+
+func (s *Store) cut(ctx context.Context, causing sessionstore.Event, hold *Hold) (sessionstore.Appended, error) {
+	var none sessionstore.Appended
+	sid := causing.SessionID
+	p, err := s.part(sid)
+	if err != nil {
+		return none, err
+	}
+	f, err := s.facts(ctx, sid)
+	if err != nil {
+		return none, err
+	}
+	e := sealEvent(f.key, causing)
+	kind := "other"
+	var h Hold
+	switch {
+	case causing.Type == sessionstore.TypeEnded:
+		kind = "end"
+	case hold != nil:
+		kind, h = "join", *hold
+	}
+	cutHere := false
+	for range maxRounds {
+		r, err := s.run(ctx, s.sc.cut, p.eventKeys(sid, f.user), append(s.args(p, sid, 9),
+			e.id, e.h, e.c, kind, causing.Type, h.AdminID, h.Name, causing.MessageID, s.o.CutDelay.Milliseconds())...)
+		if err != nil {
+			return none, err
+		}
+		switch r.code() {
+		case "CUT":
+			cutHere = true
+		case "SETTLE":
+		default:
+			a := appended(r)
+			a.Duplicate = a.Duplicate && !cutHere
+			return a, nil
+		}
+		if err := s.Settle(ctx, sid); err != nil {
+			return none, err
+		}
+	}
+	return none, errRounds
+}
+
+// Settle finishes a cut: it writes the partial answer and the event that caused it. It does nothing if there is no
+// cut to settle. Errors: ErrNotFound, ErrAway.
+func (s *Store) Settle(ctx context.Context, sid string) error {
+	if err := s.settle(ctx, sid); err != nil {
+		return fmt.Errorf("settle session %s: %w", sid, err)
+	}
+	return nil
+}
+
+func (s *Store) settle(ctx context.Context, sid string) error {
+	p, err := s.part(sid)
+	if err != nil {
+		return err
+	}
+	k := p.session(sid)
+	r, err := s.run(ctx, s.sc.running, []string{k.gen(), k.chunks(), k.hash()})
+	if err != nil {
+		return err
+	}
+	g := r.list(1).fields()
+	if g["state"] != "cut" {
+		return nil
+	}
+	var partial sealedEvent
+	text, err := s.openChunks(ctx, sid, g["aid"], r.list(2))
+	if err != nil {
+		return err
+	}
+	if text != "" {
+		key, err := s.DataKey(ctx, sid)
+		if err != nil {
+			return err
+		}
+		partial = sealEvent(key, sessionstore.Event{
+			Header: sessionstore.Header{
+				Type: sessionstore.TypeAIResponse, SessionID: sid, MessageID: g["aid"], Sender: sessionstore.SenderAI,
+				ModelID: g["model"],
+			},
+			Body: sessionstore.Body{Content: text, Metadata: map[string]string{
+				sessionstore.MetaInterrupted: g["cw"],
+				sessionstore.MetaAnswers:     strings.Join(strings.Fields(g["q"]), " "),
+			}},
+		})
+	}
+	_, err = s.run(ctx, s.sc.settle, p.eventKeys(sid, r.str(3)), append(s.args(p, sid, 4),
+		g["cid"], partial.id, partial.h, partial.c)...)
+	return err
+}

@@ -1,0 +1,55 @@
+-- acquire.lua makes the caller the producer of the answer that is owed, or of one whose producer has fallen silent.
+--
+-- KEYS  1-10 of event.lua
+-- ARGV  1-6 of event.lua  7 first owed question as read, '' if none  8 id of the answer to it  9 fresh token
+--       10 lease in milliseconds
+-- Returns  OK gen hash, model, header fragments of the questions, chunks | SETTLE | RETRY | CLEARED | HELD | NOTOWED
+--          | ENDED | ASSISTED | NOTFOUND
+local S = session()
+if not S then return { 'NOTFOUND' } end
+if S.st ~= 'active' then return { 'ENDED' } end
+local due = 'gen:' .. S.id
+local g = call('HMGET', S.gen, 'state', 'qn')
+
+local function answer(seqs)
+  local heads = {}
+  for seq in string.gmatch(seqs, '%S+') do
+    local r = call('XRANGE', S.log, seq .. '-0', seq .. '-0')
+    heads[#heads + 1] = r[1] and r[1][2][4] or ''
+  end
+  call('ZADD', KEYS[3], int(now + tonumber(ARGV[10])), due)
+  call('ZREM', KEYS[3], 'ask:' .. S.id)
+  local model = call('HGET', S.key, 'model') or ''
+  return { 'OK', call('HGETALL', S.gen), model, heads, call('LRANGE', S.gc, 0, -1) }
+end
+
+if g[1] == 'cut' then return { 'SETTLE' } end
+if S.ow == 'human' then return { 'ASSISTED' } end
+if g[1] == 'run' then
+  local deadline = call('ZSCORE', KEYS[3], due)
+  if deadline and now < tonumber(deadline) then return { 'HELD' } end
+  call('HINCRBY', S.gen, 'tko', 1)
+  call('HSET', S.gen, 'tok', ARGV[9])
+  return answer(g[2] or '')
+end
+
+local ask = call('ZRANGE', S.ask, 0, -1, 'WITHSCORES')
+if #ask == 0 then
+  call('ZREM', KEYS[3], 'ask:' .. S.id)
+  return { 'NOTOWED' }
+end
+if ask[1] ~= ARGV[7] then return { 'RETRY' } end
+if call('HEXISTS', S.ids, 'ai:' .. ARGV[8]) == 1 then
+  answered(S, ARGV[7])
+  return { 'CLEARED' }
+end
+local questions, seqs = {}, {}
+for i = 1, #ask, 2 do
+  questions[#questions + 1] = ask[i]
+  seqs[#seqs + 1] = int(tonumber(ask[i + 1]))
+end
+call('HSET', S.gen, 'aid', ARGV[8], 'state', 'run', 'tok', ARGV[9], 'attempt', '1', 'chunk', '0',
+  'q', table.concat(questions, ' '), 'qn', table.concat(seqs, ' '), 'upto', int(S.s), 'calls', '0', 'tko', '0')
+call('HDEL', S.gen, 'stop', 'model', 'ck', 'cid', 'ch', 'cc', 'cw')
+call('DEL', S.gc)
+return answer(table.concat(seqs, ' '))

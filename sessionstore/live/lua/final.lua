@@ -1,0 +1,18 @@
+-- final.lua ends the answer with its durable event, by which its questions are answered.
+--
+-- KEYS  1-10 of event.lua
+-- ARGV  1-6 of event.lua  7 field in ids  8 h  9 c  10 token  11 attempt and 12 chunk that were written last
+--       13 tokens  14 response time in milliseconds, 0 if unknown
+-- Returns  OK|DUP epoch seq more(1|0: further questions are owed an answer) | NOTFOUND | ENDED | FENCED | GAP
+local S = session()
+if not S then return { 'NOTFOUND' } end
+local known = call('HGET', S.ids, ARGV[7])
+if known then return { 'DUP', S.e, known, call('ZCARD', S.ask) > 0 and '1' or '0' } end
+if S.st ~= 'active' then return { 'ENDED' } end
+local g = call('HMGET', S.gen, 'tok', 'attempt', 'chunk', 'q')
+if g[1] ~= ARGV[10] then return { 'FENCED' } end
+if g[2] ~= ARGV[11] or g[3] ~= ARGV[12] then return { 'GAP' } end
+local seq = emit(S, ARGV[7], ARGV[8], ARGV[9], 1)
+usage(S, tonumber(ARGV[13]), tonumber(ARGV[14]))
+idle(S)
+return { 'OK', S.e, seq, answered(S, g[4]) > 0 and '1' or '0' }

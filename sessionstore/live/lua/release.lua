@@ -1,0 +1,10 @@
+-- release.lua gives up the lease of the answer's producer: it can be stolen at once.
+--
+-- KEYS  1 gen  2 due
+-- ARGV  1 session id  2 token
+-- Returns  OK | FENCED
+local g = call('HMGET', KEYS[1], 'tok', 'state')
+if g[1] ~= ARGV[2] or g[2] ~= 'run' then return { 'FENCED' } end
+call('HDEL', KEYS[1], 'tok')
+call('ZADD', KEYS[2], int(now), 'gen:' .. ARGV[1])
+return { 'OK' }

@@ -1,0 +1,157 @@
+package live
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/real-rm/chatbox/sessionstore"
+	"github.com/real-rm/chatbox/sessionstore/seal"
+)
+
+// Rebuild makes a session anew from its MongoDB document and its last events, ascending, if Redis has lost it. Its
+// numbering goes on in a new epoch, above all that was ever given. If it is there already, only its numbering is
+// raised where MongoDB knows a higher seq. Questions among the events that no answer names are owed one again.
+// Errors: *ActiveError (the user has another active session), ErrAway.
+func (s *Store) Rebuild(ctx context.Context, doc sessionstore.SessionDoc, events []sessionstore.Stored) error {
+	if err := s.rebuild(ctx, doc, events); err != nil {
+		return fmt.Errorf("rebuild session %s: %w", doc.Session.ID, err)
+	}
+	return nil
+}
+
+func (s *Store) rebuild(ctx context.Context, doc sessionstore.SessionDoc, events []sessionstore.Stored) error {
+	sid := doc.Session.ID
+	p, err := s.part(sid)
+	if err != nil {
+		return err
+	}
+	f, err := s.learn(sid, string(doc.WrappedKey), doc.Session.UserID)
+	if err != nil {
+		return err
+	}
+	stored := doc.Session.Seq
+	if n := len(events); n > 0 {
+		stored = max(stored, events[n-1].Seq)
+	}
+	active := !doc.Final
+	args := append(s.args(p, sid, 64+6*len(events)), stored, s.o.Window.Milliseconds(), active,
+		endedTTL.Milliseconds(), doc.Session.Epoch)
+	fields := docFields(doc)
+	args = append(append(args, len(fields)/2), fields...)
+	owed := newOwed(doc.Session)
+	args = append(args, len(events))
+	for _, e := range events {
+		ev, err := openStored(f.key, sid, e)
+		if err != nil {
+			return err
+		}
+		owed.see(ev)
+		args = append(args, e.Seq, e.Epoch, sessionstore.MessageKey(ev.Sender, ev.MessageID), e.H, e.C)
+	}
+	args = append(args, len(owed.order))
+	for _, q := range owed.order {
+		args = append(args, q.MessageID, q.Seq)
+	}
+	args = append(args, s.o.AskDelay.Milliseconds())
+	r, err := s.run(ctx, s.sc.rebuild, p.eventKeys(sid, doc.Session.UserID), args...)
+	if err != nil {
+		return err
+	}
+	if r.code() == "ACTIVE" {
+		return &sessionstore.ActiveError{SessionID: r.str(1)}
+	}
+	return nil
+}
+
+// openStored opens a stored event.
+func openStored(key seal.DataKey, sid string, e sessionstore.Stored) (sessionstore.Event, error) {
+	head, err := sessionstore.ParseFrame(sessionstore.Frame(e.Seq, e.H, nil))
+	if err != nil {
+		return head, fmt.Errorf("read header of event %d: %w", e.Seq, err)
+	}
+	body, err := key.Open(e.C, seal.MessageAD(sid, head.MessageID))
+	if err != nil {
+		return head, fmt.Errorf("open event %d: %w", e.Seq, err)
+	}
+	ev, err := sessionstore.ParseFrame(sessionstore.Frame(e.Seq, e.H, body))
+	if err != nil {
+		return ev, fmt.Errorf("read event %d: %w", e.Seq, err)
+	}
+	return ev, nil
+}
+
+// docFields are the fields of the session hash that come from its document, without those that rebuild.lua sets.
+func docFields(doc sessionstore.SessionDoc) []any {
+	d := doc.Session
+	owner := d.Owner
+	if owner == "" {
+		owner = sessionstore.OwnerAI
+	}
+	var past []string
+	start := d.Start
+	for i, iv := range doc.Intervals {
+		if iv.End.IsZero() || !doc.Final && i == len(doc.Intervals)-1 {
+			start = iv.Start // the interval that goes on
+			continue
+		}
+		past = append(past, millis(iv.Start)+"-"+millis(iv.End))
+	}
+	flag := func(b bool) string {
+		if b {
+			return "1"
+		}
+		return "0"
+	}
+	return []any{
+		"u", d.UserID, "un", d.UserName, "nm", doc.SealedName, "key", doc.WrappedKey, "model", d.ModelID,
+		"ow", string(owner), "aid", d.AdminID, "an", d.AdminName, "asst", flag(d.AdminAssisted),
+		"help", flag(d.HelpRequested), "ct", millis(d.Start), "is", millis(start), "et", millis(d.End),
+		"la", millis(d.LastActivity), "iv", strings.Join(past, ","),
+		"mc", d.Messages, "tk", d.Tokens, "rs", d.ResponseSum, "rm", d.ResponseMax, "rn", d.ResponseCount,
+	}
+}
+
+func millis(t time.Time) string {
+	if t.IsZero() {
+		return "0"
+	}
+	return strconv.FormatInt(t.UnixMilli(), 10)
+}
+
+// owedQuestions finds out which questions of a transcript are owed an answer.
+type owedQuestions struct {
+	human bool
+	order []sessionstore.Event // without their bodies
+}
+
+func newOwed(ses sessionstore.Session) *owedQuestions {
+	return &owedQuestions{human: ses.Owner == sessionstore.OwnerHuman}
+}
+
+func (o *owedQuestions) see(ev sessionstore.Event) {
+	switch ev.Type {
+	case sessionstore.TypeUserMessage, sessionstore.TypeVoiceMessage, sessionstore.TypeRegenerate,
+		sessionstore.TypeContinue, sessionstore.TypeRetry:
+		if ev.Sender == sessionstore.SenderUser && !o.human {
+			o.order = append(o.order, sessionstore.Event{Header: ev.Header, Seq: ev.Seq})
+		}
+	case sessionstore.TypeAIResponse:
+		for _, id := range questions(ev.Metadata[sessionstore.MetaAnswers]) {
+			o.remove(id)
+		}
+	case sessionstore.TypeAdminJoin, sessionstore.TypeAdminLeave:
+		o.order = nil // what was asked so far was the admin's to answer
+	}
+}
+
+func (o *owedQuestions) remove(id string) {
+	for i, q := range o.order {
+		if q.MessageID == id {
+			o.order = append(o.order[:i], o.order[i+1:]...)
+			return
+		}
+	}
+}
