@@ -55,7 +55,6 @@ type Verifier interface {
 type Deps struct {
 	Live     Live
 	Archive  Archive
-	Names    Names
 	History  *chat.History
 	Chat     *chat.Chat
 	Turns    Signaler
@@ -125,7 +124,7 @@ type Server struct {
 
 // New checks the parts. Nothing runs until Run.
 func New(deps Deps) (*Server, error) {
-	if deps.Live == nil || deps.Archive == nil || deps.Names == nil || deps.History == nil || deps.Chat == nil || deps.Turns == nil ||
+	if deps.Live == nil || deps.Archive == nil || deps.History == nil || deps.Chat == nil || deps.Turns == nil ||
 		deps.Verifier == nil || deps.Policy == nil || deps.Options.Replica == "" {
 		return nil, errors.New("server: a required part is missing")
 	}
@@ -161,7 +160,7 @@ func (s *Server) Register(e *echo.Echo) {
 	g.POST("/sessions/:id/end", s.endSession)
 	if s.deps.Pages != nil {
 		pages := echo.WrapHandler(s.deps.Pages)
-		for _, path := range []string{"", "/", "/assets/*"} {
+		for _, path := range []string{"", "/", "/*"} {
 			g.GET(path, pages)
 			g.HEAD(path, pages)
 		}

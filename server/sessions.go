@@ -15,12 +15,6 @@ import (
 	"github.com/real-rm/chatbox/sessionstore"
 )
 
-// Names opens the sealed names of stored sessions.
-type Names interface {
-	// Name returns the name of a session from its document.
-	Name(doc sessionstore.SessionDoc) (string, error)
-}
-
 // Limits of list requests.
 const (
 	defaultLimit = 50
@@ -118,7 +112,7 @@ func (s *Server) listSessions(c echo.Context) error {
 
 func (s *Server) named(doc sessionstore.SessionDoc) (sessionstore.Session, error) {
 	sess := doc.Session
-	name, err := s.deps.Names.Name(doc)
+	name, err := s.deps.History.Name(doc)
 	if err != nil {
 		return sess, fmt.Errorf("open name of session %s: %w", sess.ID, err)
 	}

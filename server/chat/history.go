@@ -122,3 +122,16 @@ func (h *History) Context(ctx context.Context, sessionID string, upTo int64) ([]
 	t, err := h.Page(ctx, sessionID, upTo+1, contextEvents)
 	return t.Events, err
 }
+
+// Name opens the name of a stored session.
+func (h *History) Name(doc sessionstore.SessionDoc) (string, error) {
+	if len(doc.SealedName) == 0 {
+		return "", nil
+	}
+	key, err := h.Keys.Unwrap(doc.Session.ID, doc.WrappedKey)
+	if err != nil {
+		return "", err
+	}
+	name, err := key.Open(doc.SealedName, seal.NameAD(doc.Session.ID))
+	return string(name), err
+}

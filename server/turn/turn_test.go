@@ -252,6 +252,12 @@ func start(t *testing.T, f *fakeStore, m Models) (r *Runner, stop func()) {
 	}
 }
 
+// pass lets time go by and waits until everybody has done what was to be done by then.
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
 // Feature: chat-application-websocket, Properties 10 and 28 (Promises 10, 28): a question is answered, chunk by chunk.
 func TestTurn_answersWhatIsOwedInChunks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -260,7 +266,7 @@ func TestTurn_answersWhatIsOwedInChunks(t *testing.T) {
 		r, stop := start(t, f, words(time.Second, "Good ", "morning", "!"))
 		defer stop()
 		r.Start(sid)
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		synctest.Wait()
 		require.Len(t, f.finals, 1)
 		assert.Equal(t, "Good morning!", f.finals[0].Content)
@@ -283,7 +289,7 @@ func TestTurn_gathersTextOnlyWhileAChunkIsUnderWay(t *testing.T) {
 		r, stop := start(t, f, words(10*time.Millisecond, list...))
 		defer stop()
 		r.Start(sid)
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		require.Len(t, f.finals, 1)
 		assert.Equal(t, "x", f.deltas[0])
 		assert.Less(t, len(f.deltas), 10)
@@ -299,12 +305,12 @@ func TestTurn_answersLaterQuestionsTogetherInTheNextTurn(t *testing.T) {
 		r, stop := start(t, f, words(time.Second, "a", "b"))
 		defer stop()
 		r.Start(sid)
-		time.Sleep(1500 * time.Millisecond)
+		pass(1500 * time.Millisecond)
 		f.ask("q2", "two")
 		r.Start(sid)
 		f.ask("q3", "three")
 		r.Start(sid)
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		require.Len(t, f.finals, 2)
 		assert.Equal(t, "q1", f.finals[0].Metadata[sessionstore.MetaAnswers])
 		assert.Equal(t, "q2 q3", f.finals[1].Metadata[sessionstore.MetaAnswers])
@@ -321,7 +327,7 @@ func TestTurn_keepsThePartialTextWhenStopped(t *testing.T) {
 				r, stop := start(t, f, words(time.Second, "a", "b", "c", "d"))
 				defer stop()
 				r.Start(sid)
-				time.Sleep(after)
+				pass(after)
 				r.Signal(sessionstore.Message{SessionID: sid, Type: sessionstore.TypeStop, Frame: []byte(`{"type":"stop","target":"answer-q1"}`)})
 				synctest.Wait()
 				require.Len(t, f.finals, 1, "a stop takes effect at once")
@@ -348,7 +354,7 @@ func TestTurn_findsAStopThatItDidNotHear(t *testing.T) {
 		f.mu.Lock()
 		f.stop = true
 		f.mu.Unlock()
-		time.Sleep(4 * time.Second)
+		pass(4 * time.Second)
 		synctest.Wait()
 		require.Len(t, f.finals, 1)
 		assert.Equal(t, "true", f.finals[0].Metadata[sessionstore.MetaStopped])
@@ -363,9 +369,9 @@ func TestTurn_ignoresAStopForAnotherAnswer(t *testing.T) {
 		r, stop := start(t, f, words(time.Second, "a", "b"))
 		defer stop()
 		r.Start(sid)
-		time.Sleep(1500 * time.Millisecond)
+		pass(1500 * time.Millisecond)
 		r.Signal(sessionstore.Message{SessionID: sid, Type: sessionstore.TypeStop, Frame: []byte(`{"type":"stop","target":"answer-q0"}`)})
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		require.Len(t, f.finals, 1)
 		assert.Equal(t, "ab", f.finals[0].Content)
 		assert.Empty(t, f.finals[0].Metadata[sessionstore.MetaStopped])
@@ -380,12 +386,12 @@ func TestTurn_isFencedAndGoesOnWithAReset(t *testing.T) {
 		zombie, stopZombie := start(t, f, words(time.Second, "old ", "old ", "old ", "old"))
 		defer stopZombie()
 		zombie.Start(sid)
-		time.Sleep(2500 * time.Millisecond)
+		pass(2500 * time.Millisecond)
 		f.steal()
 		heir, stopHeir := start(t, f, words(time.Second, "new ", "text"))
 		defer stopHeir()
 		heir.Start(sid)
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		require.Len(t, f.finals, 1)
 		assert.Equal(t, "new text", f.finals[0].Content)
 		assert.Zero(t, zombie.Running())
@@ -399,7 +405,7 @@ func TestTurn_handsOverOnShutdown(t *testing.T) {
 		f.ask("q1", "hello")
 		r, stop := start(t, f, words(time.Second, "a", "b", "c"))
 		r.Start(sid)
-		time.Sleep(1500 * time.Millisecond)
+		pass(1500 * time.Millisecond)
 		stop()
 		assert.Equal(t, 1, f.released)
 		assert.Empty(t, f.finals)
@@ -422,7 +428,7 @@ func TestTurn_recordsAFailure(t *testing.T) {
 		}})
 		defer stop()
 		r.Start(sid)
-		time.Sleep(time.Second)
+		pass(time.Second)
 		require.Len(t, f.finals, 1)
 		assert.Equal(t, "half an ans", f.finals[0].Content)
 		assert.Equal(t, "LLM_UNAVAILABLE", f.finals[0].Metadata[sessionstore.MetaFailed])
@@ -437,7 +443,7 @@ func TestTurn_givesUpAfterTooManyTakeovers(t *testing.T) {
 		r, stop := start(t, f, words(time.Second, "never"))
 		defer stop()
 		r.Start(sid)
-		time.Sleep(time.Second)
+		pass(time.Second)
 		require.Len(t, f.finals, 1)
 		assert.Equal(t, "half", f.finals[0].Content)
 		assert.NotEmpty(t, f.finals[0].Metadata[sessionstore.MetaFailed])
@@ -455,7 +461,7 @@ func TestTurn_endsAtTheSizeLimit(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- r.Run(ctx) }()
 		r.Start(sid)
-		time.Sleep(time.Second)
+		pass(time.Second)
 		cancel()
 		<-done
 		require.Len(t, f.finals, 1)
@@ -502,10 +508,10 @@ func TestTurn_publishesEveryAnswerOnce(t *testing.T) {
 				r.Start(sid)
 			}
 			for range 40 { // the keeper looks again
-				time.Sleep(time.Second)
+				pass(time.Second)
 				r.Start(sid)
 			}
-			time.Sleep(time.Minute)
+			pass(time.Minute)
 			stop()
 			require.Empty(t, f.owed)
 			want := "w0 w1 w2 w3 w4 "

@@ -1,0 +1,165 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/real-rm/chatbox/assets"
+	"github.com/real-rm/chatbox/providers/llm"
+	"github.com/real-rm/chatbox/server"
+	"github.com/real-rm/chatbox/server/auth"
+	"github.com/real-rm/chatbox/server/chat"
+	"github.com/real-rm/chatbox/server/config"
+	"github.com/real-rm/chatbox/server/protocol"
+	"github.com/real-rm/chatbox/server/turn"
+	"github.com/real-rm/chatbox/sessionstore/archive"
+	"github.com/real-rm/chatbox/sessionstore/flush"
+	"github.com/real-rm/chatbox/sessionstore/live"
+	"github.com/real-rm/chatbox/sessionstore/seal"
+)
+
+// parts are the pieces of one replica, put together by build.
+type parts struct {
+	replica string
+	redis   redis.UniversalClient
+	live    *live.Store
+	archive *archive.Archive
+	flusher *flush.Flusher
+	models  *llm.Set
+	turns   *turn.Runner
+	server  *server.Server
+}
+
+// build makes every part from the settings. It does no I/O but reading the keyset, so it succeeds while Redis and
+// MongoDB are away.
+func build(s *config.Settings, log *slog.Logger) (*parts, error) {
+	p := &parts{replica: s.Cluster.ReplicaID}
+	component := func(name string) *slog.Logger { return log.With("component", name) }
+	keyring, err := keyringOf(s)
+	if err != nil {
+		return nil, err
+	}
+	if p.redis, err = live.Connect(live.ConnectOptions{URL: s.Redis.URL.Reveal(), Prefix: s.Redis.Prefix, Log: component("redis")}); err != nil {
+		return nil, fmt.Errorf("redis.url: %w", err)
+	}
+	if p.live, err = live.New(live.Options{
+		Client: p.redis, Keyring: keyring, Replica: p.replica, Prefix: s.Redis.Prefix, Sharded: strings.HasPrefix(s.Redis.URL.Reveal(), "redis+cluster"),
+		Window: s.Chatbox.ReconnectTimeout, Presence: s.Cluster.PresenceLease, GenLease: s.Cluster.GenerationLease, AskDelay: s.Cluster.AskDelay,
+		DocEvery: s.Cluster.DocEvery, KeeperLease: s.Cluster.KeeperLease, ReplicaLease: s.Cluster.ReplicaLease, SweepEvery: s.Cluster.SweepEvery,
+		Log: component("live"),
+	}); err != nil {
+		return nil, err
+	}
+	if p.archive, err = archive.New(archive.Options{URI: s.Dbs.Chat.URI.Reveal(), Log: component("archive")}); err != nil {
+		return nil, fmt.Errorf("dbs.chat.uri: %w", err)
+	}
+	if p.flusher, err = flush.New(flush.Options{Store: p.live, Archive: p.archive, Every: s.Cluster.FlushEvery, Log: component("flush")}); err != nil {
+		return nil, err
+	}
+	if p.models, err = llm.NewSet(llm.SetOptions{
+		Providers: providersOf(s), Attempts: s.Chatbox.LLM.Attempts, BackoffBase: s.Chatbox.LLM.BackoffBase, BackoffCap: s.Chatbox.LLM.BackoffCap,
+		Log: component("llm"),
+	}); err != nil {
+		return nil, fmt.Errorf("chatbox.llm.providers: %w", err)
+	}
+	history := &chat.History{Live: p.live, Stored: p.archive, Keys: keyring}
+	if p.turns, err = turn.New(turn.Options{
+		Store: p.live, History: history, Models: p.models, SystemPrompt: s.Chatbox.LLM.SystemPrompt, Lease: s.Cluster.GenerationLease,
+		Log: component("turn"),
+	}); err != nil {
+		return nil, err
+	}
+	talk, err := chat.New(chat.Options{Store: p.live, Archive: p.archive, Turns: p.turns, Models: p.models, Log: component("chat")})
+	if err != nil {
+		return nil, err
+	}
+	return p, p.face(s, history, talk, log)
+}
+
+// face makes the server over the other parts.
+func (p *parts) face(s *config.Settings, history *chat.History, talk *chat.Chat, log *slog.Logger) error {
+	verifier, err := auth.New(auth.Options{
+		Secret: []byte(s.Chatbox.JWTSecret.Reveal()), Algorithm: s.Auth.Algorithm, Issuer: s.Auth.Issuer, Audience: s.Auth.Audience,
+		Leeway: leewayOf(s.Auth.Leeway), UserClaim: s.Auth.UserClaim, NameClaim: s.Auth.NameClaim, RolesClaim: s.Auth.RolesClaim, AdminRole: s.Auth.AdminRole,
+	})
+	if err != nil {
+		return err
+	}
+	origins, err := auth.NewOrigins(s.Origins.Allowed)
+	if err != nil {
+		return fmt.Errorf("origins.allowed: %w", err)
+	}
+	var models []protocol.Model
+	for _, m := range p.models.Models() {
+		models = append(models, protocol.Model{ID: m.ID, Name: m.Name})
+	}
+	ws := s.Chatbox.WebSocket
+	p.server, err = server.New(server.Deps{
+		Live: p.live, Archive: p.archive, History: history, Chat: talk, Turns: p.turns, Verifier: verifier,
+		Policy: auth.NewPolicy(auth.PolicyOptions{Leeway: leewayOf(s.Auth.Leeway)}), Origins: origins, Models: models, Default: p.models.Default(),
+		Pages: assets.Handler(assets.Options{EmbedOrigins: s.Origins.Embed, Dev: s.Dev}), Log: log,
+		Options: server.Options{
+			Replica: p.replica, MaxConnections: s.Chatbox.MaxConnections, QueryToken: s.Auth.QueryToken, Window: s.Chatbox.ReconnectTimeout,
+			Presence: s.Cluster.PresenceLease, PerMinute: s.Chatbox.RateLimit, SocketRate: s.Limits.SocketRate, SocketBurst: s.Limits.SocketBurst,
+			OpensInFlight: s.Limits.OpensInFlight, QueueBytes: int(s.Limits.QueueBytes), WriteWait: ws.WriteWait, Idle: ws.IdleTimeout,
+			PingEvery: ws.PingPeriod,
+		},
+	})
+	return err
+}
+
+// close gives connections back, after everything that uses them has ended.
+func (p *parts) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	p.models.Close()
+	_ = p.archive.Close(ctx)
+	_ = p.redis.Close()
+}
+
+func keyringOf(s *config.Settings) (*seal.Keyring, error) {
+	text := s.Encryption.Keyset.Reveal()
+	if text == "" {
+		b, err := os.ReadFile(s.Encryption.KeysetFile)
+		if err != nil {
+			return nil, fmt.Errorf("encryption.keyset_file: %w", err)
+		}
+		text = string(b)
+	}
+	ring, err := seal.NewKeyring(text)
+	if err != nil {
+		return nil, fmt.Errorf("encryption.keyset: %w", err)
+	}
+	return ring, nil
+}
+
+func providersOf(s *config.Settings) []llm.Config {
+	var out []llm.Config
+	for _, c := range s.Chatbox.LLM.Providers {
+		headers := make(map[string]string, len(c.Headers))
+		for k, v := range c.Headers {
+			headers[k] = v.Reveal()
+		}
+		out = append(out, llm.Config{
+			ID: c.ID, Name: c.Name, Type: c.Type, Endpoint: c.Endpoint, APIKey: c.APIKey.Reveal(), Model: c.Model,
+			FirstToken: c.FirstTokenTimeout, Idle: c.IdleTimeout, Total: c.TotalTimeout, Connect: c.ConnectTimeout,
+			IncludeUsage: c.IncludeUsage, MaxTokensField: c.MaxTokensField, SystemRole: c.SystemRole, Headers: headers,
+			ContextTokens: c.ContextTokens, MaxOutput: c.MaxOutput,
+		})
+	}
+	return out
+}
+
+// leewayOf turns the settings' 0, which means none, into package auth's negative.
+func leewayOf(d time.Duration) time.Duration {
+	if d == 0 {
+		return -1
+	}
+	return d
+}

@@ -1,0 +1,215 @@
+package chat
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"pgregory.net/rapid"
+
+	"github.com/real-rm/chatbox/server/protocol"
+	"github.com/real-rm/chatbox/sessionstore"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const (
+	sid = "p01-session"
+	id1 = "3f0c1c6e-5b1e-4a63-9d5e-0d3f6f3a7a11"
+	id2 = "3f0c1c6e-5b1e-4a63-9d5e-0d3f6f3a7a12"
+)
+
+// fake is store, archive, turns, models and connection in one.
+type fake struct {
+	mu        sync.Mutex
+	appends   []sessionstore.Append
+	ids       map[string]int64
+	published []sessionstore.Event
+	stops     []string
+	started   []string
+	restored  []string
+	archived  map[string]int64 // session/message -> seq
+	appendErr error
+	archErr   error
+
+	sent    []string
+	expects map[string]bool
+}
+
+func newFake() *fake {
+	return &fake{ids: map[string]int64{}, archived: map[string]int64{}, expects: map[string]bool{}}
+}
+
+func (f *fake) Append(_ context.Context, a sessionstore.Append) (sessionstore.Appended, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.appendErr != nil {
+		return sessionstore.Appended{}, f.appendErr
+	}
+	key := sessionstore.MessageKey(a.Event.Sender, a.Event.MessageID)
+	if seq, dup := f.ids[key]; dup {
+		return sessionstore.Appended{Position: sessionstore.Position{Seq: seq}, Duplicate: true}, nil
+	}
+	f.appends = append(f.appends, a)
+	f.ids[key] = int64(len(f.appends))
+	return sessionstore.Appended{Position: sessionstore.Position{Seq: f.ids[key]}, Owed: a.Owe}, nil
+}
+
+func (f *fake) Publish(_ context.Context, e sessionstore.Event) error {
+	f.published = append(f.published, e)
+	return nil
+}
+func (f *fake) Session(context.Context, string) (sessionstore.Session, error) {
+	return sessionstore.Session{}, nil
+}
+func (f *fake) Stop(_ context.Context, _, target string) error {
+	f.stops = append(f.stops, target)
+	return nil
+}
+func (f *fake) Restore(_ context.Context, _ string, s sessionstore.Sender, id string, seq int64) error {
+	f.restored = append(f.restored, id)
+	f.ids[sessionstore.MessageKey(s, id)] = seq
+	return nil
+}
+func (f *fake) Message(_ context.Context, session string, _ sessionstore.Sender, id string) (sessionstore.Stored, bool, error) {
+	seq, found := f.archived[session+"/"+id]
+	return sessionstore.Stored{SessionID: session, Seq: seq}, found, f.archErr
+}
+func (f *fake) Start(s string)     { f.started = append(f.started, s) }
+func (f *fake) Has(id string) bool { return id == "gpt" }
+func (f *fake) Send(b []byte) bool { f.sent = append(f.sent, string(b)); return true }
+func (f *fake) Forget(_, k string) { delete(f.expects, k) }
+func (f *fake) Expect(_, k string, ack func(int64) []byte) {
+	f.expects[k] = true
+	if !json.Valid(ack(5)) {
+		panic("ack is not JSON")
+	}
+}
+func (f *fake) Accepted(_, k string, seq int64) {
+	delete(f.expects, k)
+	f.sent = append(f.sent, fmt.Sprintf("accepted %s %d", k, seq))
+}
+
+func newChat(t *testing.T) (*Chat, *fake) {
+	t.Helper()
+	f := newFake()
+	c, err := New(Options{Store: f, Archive: f, Turns: f, Models: f})
+	require.NoError(t, err)
+	return c, f
+}
+
+func message(id, content string) protocol.Frame {
+	return protocol.Frame{Type: sessionstore.TypeUserMessage, MessageID: id, Content: content}
+}
+
+// Promises 10, 15, 49: a message is stored as the user's, named after, acknowledged, and its answer begun.
+func TestFrame_acceptsAMessage(t *testing.T) {
+	c, f := newChat(t)
+	require.NoError(t, c.Frame(t.Context(), f, sid, message(id1, "How do I reset my password?")))
+	require.Len(t, f.appends, 1)
+	a := f.appends[0]
+	assert.Equal(t, sessionstore.SenderUser, a.Event.Sender)
+	assert.False(t, a.Event.Timestamp.IsZero())
+	assert.True(t, a.Owe)
+	assert.Equal(t, "How do I reset my password?", a.Name)
+	assert.Equal(t, []string{sid}, f.started)
+	assert.Equal(t, []string{"accepted user:" + id1 + " 1"}, f.sent)
+}
+
+// Beyond B7: the same message sent again is acknowledged as a duplicate with its first seq, and answered once.
+func TestFrame_acknowledgesADuplicateWithoutASecondAnswer(t *testing.T) {
+	c, f := newChat(t)
+	for range 3 {
+		require.NoError(t, c.Frame(t.Context(), f, sid, message(id1, "hello")))
+	}
+	assert.Len(t, f.appends, 1)
+	assert.Len(t, f.started, 1)
+	assert.JSONEq(t, `{"type":"ack","session_id":"`+sid+`","message_id":"`+id1+`","seq":1,"duplicate":true}`, f.sent[2])
+	assert.Empty(t, f.expects)
+}
+
+// A message that was not stored is not acknowledged, and nothing waits for it.
+func TestFrame_doesNotAcknowledgeWhatWasNotStored(t *testing.T) {
+	c, f := newChat(t)
+	f.appendErr = sessionstore.ErrAway
+	require.ErrorIs(t, c.Frame(t.Context(), f, sid, message(id1, "hello")), sessionstore.ErrAway)
+	assert.Empty(t, f.sent)
+	assert.Empty(t, f.expects)
+	assert.Empty(t, f.started)
+}
+
+// A message sent again after its session ended, or after Redis lost its memory, is found in MongoDB.
+func TestFrame_looksResentMessagesUpInTheArchive(t *testing.T) {
+	c, f := newChat(t)
+	f.archived["p01-old/"+id1] = 7
+	resent := message(id1, "hello")
+	resent.Resent, resent.SessionID = true, "p01-old"
+	require.NoError(t, c.Frame(t.Context(), f, sid, resent))
+	assert.Empty(t, f.appends)
+	assert.Contains(t, f.sent[0], `"duplicate":true`)
+	assert.Empty(t, f.restored)
+
+	resent.MessageID = id2 // not in MongoDB: it goes to the active session under the same id
+	require.NoError(t, c.Frame(t.Context(), f, sid, resent))
+	require.Len(t, f.appends, 1)
+	assert.Equal(t, id2, f.appends[0].Event.MessageID)
+
+	f.archived[sid+"/"+id1] = 3 // of the present session: the id is put back
+	resent.MessageID, resent.SessionID = id1, sid
+	require.NoError(t, c.Frame(t.Context(), f, sid, resent))
+	assert.Equal(t, []string{id1}, f.restored)
+
+	f.archErr = sessionstore.ErrArchive // cannot know: no ack, an error that can be retried
+	require.ErrorIs(t, c.Frame(t.Context(), f, sid, resent), sessionstore.ErrArchive)
+}
+
+// Promise 30: a model that exists is set on the session; another is refused.
+func TestFrame_selectsOnlyModelsThatExist(t *testing.T) {
+	c, f := newChat(t)
+	require.NoError(t, c.Frame(t.Context(), f, sid, protocol.Frame{Type: sessionstore.TypeModelSelect, MessageID: id1, ModelID: "gpt"}))
+	assert.Equal(t, "gpt", f.appends[0].ModelID)
+	err := c.Frame(t.Context(), f, sid, protocol.Frame{Type: sessionstore.TypeModelSelect, MessageID: id2, ModelID: "nope"})
+	var refused *protocol.Error
+	require.ErrorAs(t, err, &refused)
+	assert.Equal(t, protocol.CodeInvalidModel, refused.Code)
+	assert.Len(t, f.appends, 1)
+}
+
+func TestFrame_stopsAndAcknowledgesWithoutASeq(t *testing.T) {
+	c, f := newChat(t)
+	require.NoError(t, c.Frame(t.Context(), f, sid, protocol.Frame{Type: sessionstore.TypeStop, MessageID: id1, Target: id2}))
+	assert.Equal(t, []string{id2}, f.stops)
+	assert.JSONEq(t, `{"type":"ack","session_id":"`+sid+`","message_id":"`+id1+`"}`, f.sent[0])
+}
+
+func TestFrame_publishesTypingWithoutStoringIt(t *testing.T) {
+	c, f := newChat(t)
+	require.NoError(t, c.Frame(t.Context(), f, sid, protocol.Frame{Type: sessionstore.TypeTyping, Active: true}))
+	require.Len(t, f.published, 1)
+	assert.True(t, *f.published[0].Active)
+	assert.Empty(t, f.appends)
+}
+
+// Feature: chat-application-websocket, Property 49 (Promise 49): a session's name comes from its first message.
+func TestNameFrom_isAShortLineOfTheMessage(t *testing.T) {
+	assert.Equal(t, "second line", NameFrom("  \n\t\n second   line \nthird"))
+	assert.Equal(t, "", NameFrom(" \n "))
+	assert.True(t, strings.HasSuffix(NameFrom(strings.Repeat("word ", 40)), "…"))
+	rapid.Check(t, func(t *rapid.T) {
+		text := rapid.String().Draw(t, "text")
+		name := NameFrom(text)
+		require.LessOrEqual(t, utf8.RuneCountInString(name), nameLength)
+		require.NotContains(t, name, "\n")
+		require.Equal(t, strings.TrimSpace(name), name)
+		if strings.IndexFunc(text, func(r rune) bool { return r > ' ' && r < 127 }) >= 0 {
+			require.NotEmpty(t, name)
+		}
+	})
+}
