@@ -1,0 +1,126 @@
+package live
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/real-rm/chatbox/sessionstore"
+)
+
+// plumbing is what a Store keeps beside its scripts: what it sends together, receives and holds. It is made once and
+// runs only inside RunBus, RunKeeper and the calls of the batcher.
+type plumbing struct {
+	// Set once by newPlumbing.
+	s      *Store
+	batch  *batcher
+	bus    *bus
+	keeper *keeper
+	guard  *instGuard
+	sc     plumbingScripts
+}
+
+// plumbingScripts are the scripts of keepers and of the WAL.
+type plumbingScripts struct {
+	keep, replicas, sweep, pending, done, dead *script
+}
+
+func newPlumbing(s *Store) *plumbing {
+	return &plumbing{
+		s:      s,
+		batch:  newBatcher(s.client, s.log),
+		bus:    newBus(s),
+		keeper: newKeeper(s),
+		guard:  newInstGuard(s.prefix, s.log),
+		sc: plumbingScripts{
+			keep:     mustScript("keep", onlyPrelude),
+			replicas: mustScript("replicas", onlyPrelude),
+			sweep:    mustScript("sweep", onlyPrelude),
+			pending:  mustScript("pending", onlyPrelude),
+			done:     mustScript("done", withEvent),
+			dead:     mustScript("dead", onlyPrelude),
+		},
+	}
+}
+
+// mustScript loads a script that may run when Redis is full. All of them free memory or keep the work going that does.
+// It panics if the file is not embedded, which no input can cause.
+func mustScript(name, parts string) *script {
+	sc, err := loadScript(name, parts, true)
+	if err != nil {
+		panic(err)
+	}
+	return sc
+}
+
+// Keys of the keepers.
+//
+//	keeper        string  fencing token of the partition's keeper       lapses with the keeper
+//	dead          stream  entries of the WAL that MongoDB will not take, with the reason in why
+//	replicas      zset    replica -> end of its lease; one for all, in partition 0
+//	n:<replica>   channel the bus' probes
+func (p partition) keeper() string              { return string(p) + "keeper" }
+func (p partition) dead() string                { return string(p) + "dead" }
+func (p partition) replicas() string            { return string(p) + "replicas" }
+func (p partition) inbox(replica string) string { return string(p) + "n:" + replica }
+
+// sidOfChannel returns the session whose channel it is.
+func (s *Store) sidOfChannel(channel string) (sid string, ok bool) {
+	i := strings.Index(channel, "}:c:")
+	if i < 0 {
+		return "", false
+	}
+	return channel[i+len("}:c:"):], true
+}
+
+// channelOf returns the channel of a session whose id has been checked.
+func (s *Store) channelOf(sid string) string {
+	p, _ := PartitionOf(sid)
+	return s.parts[p].channel(sid)
+}
+
+// seen returns the highest seq that this replica has fanned out in a session, 0 if nobody here takes part in it.
+func (p *plumbing) seen(sid string) int64 { return p.bus.seen(sid) }
+
+// invocation prepares a call for invoke.
+func (p *plumbing) invocation(ctx context.Context, sc *script, keys []string, args ...any) (*invocation, error) {
+	form, err := p.s.usable(ctx, sc)
+	if err != nil {
+		return nil, err
+	}
+	return &invocation{script: form, keys: keys, args: args}, nil
+}
+
+// checkInst notices a primary that was replaced without a connection being lost, as behind a proxy.
+func (p *plumbing) checkInst(ctx context.Context) error {
+	var err error
+	switch c := p.s.client.(type) {
+	case *redis.ClusterClient:
+		err = c.ForEachMaster(ctx, func(ctx context.Context, c *redis.Client) error { return p.guard.check(ctx, c) })
+	default:
+		err = p.guard.check(ctx, c)
+	}
+	return redisError(err)
+}
+
+// Ping tells whether Redis answers; if not, the error is ErrAway.
+func (s *Store) Ping(ctx context.Context) error {
+	if err := s.client.Ping(ctx).Err(); err != nil {
+		return fmt.Errorf("ping redis: %w: %w", sessionstore.ErrAway, err)
+	}
+	return nil
+}
+
+// texts returns the strings of a reply.
+func texts(v any) []string {
+	list, _ := v.([]any)
+	out := make([]string, 0, len(list))
+	for _, e := range list {
+		if s, ok := e.(string); ok {
+			out = append(out, s)
+		}
+	}
+	return out
+}
