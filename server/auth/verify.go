@@ -136,7 +136,7 @@ func (v *Verifier) Verify(token string) (Identity, error) {
 		return Identity{}, refuse("no token")
 	case len(token) > v.opts.MaxTokenBytes:
 		return Identity{}, refuse("token is too large")
-	case strings.Count(token, ".") != 2:
+	case strings.Count(token, ".") != 2 || strings.IndexFunc(token, notCompact) >= 0:
 		return Identity{}, refuse("token is malformed")
 	}
 	claims := jwt.MapClaims{}
@@ -151,6 +151,12 @@ func (v *Verifier) Verify(token string) (Identity, error) {
 		return Identity{}, reasonOf(err)
 	}
 	return v.identity(claims)
+}
+
+// notCompact finds what a compact JWT cannot hold. Decoders of base64 skip line ends, so one token would have
+// many spellings.
+func notCompact(r rune) bool {
+	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_' && r != '.'
 }
 
 // reasonOf translates the parser's error; its text may quote the token, so it goes no further.
