@@ -30,7 +30,7 @@ export interface Entry {
   readonly sessionId: string;
   /** The server may have it: the next try says so, and the server looks further than Redis. */
   readonly tried: boolean;
-  /** 0 until acknowledged. */
+  /** 0 until acknowledged; of an entry that is sent again, what it once was. */
   readonly seq: number;
   /** Error code of a failed entry. */
   readonly reason: string;
@@ -183,7 +183,7 @@ export class Outbox {
         if (m) return { ...e, state: 'acked', seq: m.seq, sessionId: snap.sessionId, reason: '' };
         if (e.state !== 'acked') return e;
         const older = e.sessionId === snap.sessionId && snap.hasMore && e.seq < first;
-        return older ? e : { ...e, state: 'queued', seq: 0, tried: true };
+        return older ? e : { ...e, state: 'queued', tried: true };
       }),
     );
   }

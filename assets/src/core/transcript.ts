@@ -24,12 +24,17 @@ export function eventRows(items: readonly DurableFrame[]): Row[] {
 export function transcript(s: State): Row[] {
   const stored = new Set<string>();
   for (const m of s.items) if (m.sender === 'user') stored.add(m.messageId);
-  const own = s.outbox.filter((e) => e.type === 'user_message' && !stored.has(e.id));
+  const own = s.outbox.filter((e) => e.type === 'user_message' && !stored.has(e.id) && !belongsElsewhere(e, s.sessionId));
   return [
     ...eventRows(s.items),
     ...own.map((entry): Row => ({ kind: 'own', key: `user:${entry.id}`, entry })),
     ...s.answers.map((answer): Row => ({ kind: 'answer', key: `ai:${answer.id}`, answer })),
   ];
+}
+
+/** Acknowledged in a session that was left: it is kept to be safe, but it was said there and not here. */
+function belongsElsewhere(e: Entry, sessionId: string): boolean {
+  return e.seq > 0 && e.sessionId !== sessionId;
 }
 
 function keyOf(f: DurableFrame): string {

@@ -1,0 +1,289 @@
+// Stories of the plain page in a real browser.
+//
+// CHATBOX_E2E_URL and CHATBOX_E2E_TOKEN name a running server in development mode and a token for it; without them
+// the stories run against mock.mjs. CHATBOX_E2E_BROWSER is the browser's path, else `chromium` on PATH.
+// CHATBOX_E2E_SHOTS is a folder for screenshots. Without a browser the stories are skipped, unless
+// CHATBOX_REQUIRE_SERVICES=1.
+
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { after, afterEach, before, beforeEach, describe, test } from 'node:test';
+import { chromium } from 'playwright-core';
+import { mockToken, startMock } from './mock.mjs';
+
+const flags = [
+  '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+  '--disable-background-networking', '--disable-component-update', '--disable-sync',
+];
+const WAIT = { timeout: 15_000 };
+
+function findBrowser() {
+  if (process.env.CHATBOX_E2E_BROWSER) return process.env.CHATBOX_E2E_BROWSER;
+  try {
+    return execFileSync('sh', ['-c', 'command -v chromium || command -v chromium-browser || command -v google-chrome']).toString().trim();
+  } catch {
+    return '';
+  }
+}
+
+const executablePath = findBrowser();
+const missing = executablePath === '' && process.env.CHATBOX_REQUIRE_SERVICES !== '1';
+const shots = process.env.CHATBOX_E2E_SHOTS ?? '';
+const foreign = process.env.CHATBOX_E2E_URL ?? '';
+
+describe('the page', { skip: missing ? 'no chromium on PATH' : false }, () => {
+  let mock = null;
+  let browser;
+  let context;
+  let problems;
+  let story = 0;
+  let token;
+
+  before(async () => {
+    if (shots) mkdirSync(shots, { recursive: true });
+    mock = foreign ? null : await startMock();
+    browser = await chromium.launch({ executablePath, headless: true, args: flags });
+  });
+  after(async () => {
+    await browser?.close();
+    await mock?.close();
+  });
+
+  beforeEach(async () => {
+    token = foreign ? (process.env.CHATBOX_E2E_TOKEN ?? '') : mockToken(`user-${++story}`);
+    context = await browser.newContext({ viewport: { width: 1100, height: 760 } });
+    problems = [];
+  });
+  afterEach(async () => {
+    await context.close();
+    assert.deepEqual(problems, [], 'no errors in the console and no violations of the policy');
+  });
+
+  /** Opens the page as a user does who follows the launcher's link. */
+  async function open(on = context) {
+    const page = await on.newPage();
+    page.on('console', (m) => {
+      if (m.type() === 'error' && !expected(m.text())) problems.push(m.text());
+    });
+    page.on('pageerror', (e) => problems.push(String(e)));
+    await page.addInitScript(() => {
+      document.addEventListener('securitypolicyviolation', (e) => console.error(`policy: ${e.violatedDirective} ${e.blockedURI}`));
+    });
+    await page.goto(`${pageUrl()}#token=${token}`);
+    await page.locator('.dot[data-state="live"]').waitFor(WAIT);
+    return page;
+  }
+
+  function pageUrl() {
+    if (!foreign) return mock.url;
+    const url = new URL(foreign);
+    if (!url.pathname.includes('/chat')) url.pathname = '/chat/';
+    url.hash = '';
+    return url.href;
+  }
+
+  /** Begins a conversation of its own, so that stories on one account do not see each other's messages. */
+  async function openFresh() {
+    const page = await open();
+    if (foreign) {
+      await page.locator('.header').getByRole('button', { name: 'New chat' }).click();
+      await page.locator('.row').first().waitFor({ state: 'detached', ...WAIT });
+      await page.locator('.dot[data-state="live"]').waitFor(WAIT);
+    }
+    return page;
+  }
+
+  async function say(page, words) {
+    await page.getByRole('textbox').fill(words);
+    await page.getByRole('textbox').press('Enter');
+  }
+
+  const answers = (page) => page.locator('.row.ai .text');
+  const own = (page) => page.locator('.row.user .bubble');
+
+  async function finished(page) {
+    await page.locator('.row.ai .text[data-running="false"]').first().waitFor(WAIT);
+    await page.locator('.row.ai[aria-busy="true"]').waitFor({ state: 'detached', timeout: 30_000 });
+  }
+
+  async function shot(page, name) {
+    if (shots) await page.screenshot({ path: join(shots, `${name}.png`) });
+  }
+
+  const sequence = (n) => Array.from({ length: n }, (_, i) => `t${i + 1}`).join(' ');
+
+  test('opens, and takes the token out of the address at once', async () => {
+    const page = await openFresh();
+    assert.ok(!page.url().includes('token'));
+    assert.equal(new URL(page.url()).hash, '');
+    await shot(page, 'empty');
+  });
+
+  test('shows an answer while it is being written, and Send is Stop meanwhile', async () => {
+    const page = await openFresh();
+    await say(page, '!tokens 40 40');
+    await page.locator('.text[data-running="true"]').waitFor(WAIT);
+    await page.getByRole('button', { name: 'Stop the answer' }).waitFor(WAIT);
+    await shot(page, 'streaming');
+    await finished(page);
+    assert.equal((await answers(page).last().textContent()).trim(), sequence(40));
+    await page.getByRole('button', { name: 'Send', exact: true }).waitFor(WAIT);
+  });
+
+  // Beyond B11: refresh loses nothing.
+  test('a reload in the middle of an answer shows all of it once, in order', async () => {
+    const page = await openFresh();
+    await say(page, '!tokens 60 50');
+    await page.locator('.log').getByText('t10', { exact: false }).waitFor(WAIT);
+    await page.reload();
+    await page.locator('.text[data-running="true"]').waitFor(WAIT);
+    await finished(page);
+    assert.equal(await answers(page).count(), 1);
+    assert.equal((await answers(page).textContent()).trim(), sequence(60));
+    assert.equal(await own(page).count(), 1);
+  });
+
+  test('stop ends an answer and keeps what was said', async () => {
+    const page = await openFresh();
+    await say(page, '!tokens 200 50');
+    await page.locator('.log').getByText('t5', { exact: false }).waitFor(WAIT);
+    await page.getByRole('button', { name: 'Stop the answer' }).click();
+    await page.locator('.log').getByText('Stopped', { exact: true }).waitFor(WAIT);
+    await finished(page);
+    assert.match(await answers(page).textContent(), /^t1 t2 t3/);
+  });
+
+  // Beyond B7 and B12: unsent messages survive, and arrive once.
+  test('what is sent offline is queued and arrives', async () => {
+    const page = await openFresh();
+    await context.setOffline(true);
+    await say(page, 'written in a tunnel');
+    await say(page, '!tokens 5 10');
+    assert.equal(await own(page).count(), 2);
+    await page.getByText('You are offline. Messages will be sent later.').waitFor({ timeout: 20_000 });
+    await shot(page, 'offline');
+    await context.setOffline(false);
+    await page.locator('.status').first().waitFor({ state: 'detached', timeout: 30_000 });
+    await page.locator('.log').getByText(sequence(5), { exact: false }).waitFor({ timeout: 30_000 });
+    await finished(page);
+    assert.deepEqual(await own(page).allTextContents(), ['written in a tunnel', '!tokens 5 10']);
+    await page.reload();
+    await page.locator('.dot[data-state="live"]').waitFor(WAIT);
+    assert.deepEqual(await own(page).allTextContents(), ['written in a tunnel', '!tokens 5 10']);
+  });
+
+  // Beyond B12: several tabs on one session, in sync.
+  test('a second tab shows the same, while it happens', async () => {
+    const one = await openFresh();
+    const two = await open();
+    await say(one, '!tokens 30 40');
+    await two.locator('.text[data-running="true"]').waitFor(WAIT);
+    await finished(one);
+    await finished(two);
+    await say(two, 'hello from the second tab');
+    await one.locator('.row.user').getByText('hello from the second tab').waitFor(WAIT);
+    for (const page of [one, two]) {
+      assert.equal((await answers(page).first().textContent()).trim(), sequence(30));
+      assert.deepEqual(await own(page).allTextContents(), ['!tokens 30 40', 'hello from the second tab']);
+    }
+  });
+
+  test('shift and Enter makes a line, and markup stays text', async () => {
+    const page = await openFresh();
+    const evil = '<img src=x onerror="document.title=1">';
+    await page.getByRole('textbox').fill('one');
+    await page.getByRole('textbox').press('Shift+Enter');
+    await page.getByRole('textbox').pressSequentially(evil);
+    await page.getByRole('textbox').press('Enter');
+    await own(page).first().waitFor(WAIT);
+    assert.equal(await own(page).first().textContent(), `one\n${evil}`);
+    assert.equal(await page.locator('.messages img').count(), 0);
+    assert.equal(await page.title(), 'Chat');
+  });
+
+  test('a past conversation can be read, and the current one is a click away', async () => {
+    const page = await openFresh();
+    await say(page, 'first conversation');
+    await finished(page);
+    await page.locator('.header').getByRole('button', { name: 'New chat' }).click();
+    await page.locator('.row').first().waitFor({ state: 'detached', ...WAIT });
+    await page.locator('.dot[data-state="live"]').waitFor(WAIT);
+    await say(page, 'second conversation');
+    await finished(page);
+    await shot(page, 'desktop');
+    await page.locator('.list-row', { hasText: 'first conversation' }).first().click();
+    await own(page).getByText('first conversation').waitFor(WAIT);
+    assert.equal(await page.getByRole('textbox').count(), 0);
+    await shot(page, 'past');
+    await page.getByRole('button', { name: 'Back to the current chat' }).first().click();
+    await own(page).getByText('second conversation').waitFor(WAIT);
+  });
+
+  test('a cut connection comes back by itself with the rest of the answer', { skip: foreign !== '' }, async () => {
+    const page = await openFresh();
+    await say(page, '!tokens 60 60');
+    await page.locator('.log').getByText('t8', { exact: false }).waitFor(WAIT);
+    mock.cut();
+    await finished(page);
+    await page.locator('.dot[data-state="live"]').waitFor(WAIT);
+    await page.locator('.log').getByText(sequence(60)).waitFor(WAIT);
+    assert.equal(await answers(page).count(), 1);
+  });
+
+  test('a refused message says why and can be discarded', { skip: foreign !== '' }, async () => {
+    const page = await openFresh();
+    await say(page, '!refuse this');
+    await page.getByText('Not sent', { exact: false }).waitFor(WAIT);
+    await shot(page, 'failed');
+    await page.getByRole('button', { name: 'Discard' }).click();
+    await own(page).first().waitFor({ state: 'detached', ...WAIT });
+  });
+
+  test('older messages are loaded on demand and what was in view stays', { skip: foreign !== '' }, async () => {
+    const page = await openFresh();
+    for (let i = 1; i <= 60; i++) {
+      await say(page, `question ${i}`);
+      await own(page).getByText(`question ${i}`, { exact: true }).waitFor(WAIT);
+    }
+    await page.locator('.log').getByText('You said: question 60').waitFor(WAIT);
+    await page.reload();
+    await page.locator('.log').getByText('You said: question 60').waitFor(WAIT);
+    assert.equal(await own(page).getByText('question 1', { exact: true }).count(), 0);
+    const list = page.locator('.messages');
+    await list.evaluate((el) => (el.scrollTop = 0));
+    const first = own(page).first();
+    const label = await first.textContent();
+    const before = (await first.boundingBox()).y;
+    await page.getByRole('button', { name: 'Load older messages' }).click();
+    await own(page).getByText('question 1', { exact: true }).waitFor(WAIT);
+    const now = (await own(page).getByText(label, { exact: true }).boundingBox()).y;
+    assert.ok(Math.abs(now - before) < 60, `what was at ${before} px is at ${now} px`);
+    assert.equal(await page.getByRole('button', { name: 'Load older messages' }).count(), 0);
+  });
+
+  test('a phone in the dark', async () => {
+    const phone = await browser.newContext({ viewport: { width: 390, height: 780 }, colorScheme: 'dark', hasTouch: true, isMobile: true, deviceScaleFactor: 2 });
+    const page = await open(phone);
+    await say(page, 'What are your opening hours on a public holiday, and can I bring my dog?');
+    await finished(page);
+    await shot(page, 'phone-dark');
+    await page.getByRole('button', { name: 'Show conversations' }).click();
+    await page.locator('.list-row').first().waitFor(WAIT);
+    await shot(page, 'phone-list');
+    await phone.close();
+  });
+
+  test('without a token it waits for its host', async () => {
+    const page = await context.newPage();
+    await page.goto(pageUrl());
+    await page.getByText('Waiting for the page that holds this chat').waitFor(WAIT);
+    await shot(page, 'waiting');
+  });
+});
+
+/** Messages of the browser that are no mistake of the page: it says so when a socket or a request finds no network. */
+function expected(words) {
+  return /ERR_INTERNET_DISCONNECTED|ERR_CONNECTION|WebSocket connection to .* failed/.test(words);
+}
