@@ -5,8 +5,7 @@ WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
-ARG VERSION=dev
-RUN CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=${VERSION}" -o /out/chatbox . \
+RUN CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o /out/chatbox . \
  && mkdir -p /out/etc/ssl/certs /out/usr/share /out/tmp \
  && cp /etc/ssl/certs/ca-certificates.crt /out/etc/ssl/certs/ \
  && cp -r /usr/local/go/lib/time /out/usr/share/chatbox-time \

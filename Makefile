@@ -9,7 +9,7 @@ LINT_VERSION  := v2.12.0
 LINT          := bin/golangci-lint-$(LINT_VERSION)
 # Modules besides the root. dev/ferretdb and dev/s3 wrap one heavy dependency each: they are built, not linted.
 MODULES       := $(patsubst %/go.mod,%,$(wildcard dev/go.mod bench/go.mod))
-GO_FILES       = $(shell git ls-files --cached --others --exclude-standard '*.go')
+GO_FILES       = $(wildcard $(shell git ls-files --cached --others --exclude-standard '*.go'))
 P             ?= 2
 
 .PHONY: help

@@ -213,7 +213,7 @@ func (l *launcher) startReplicas(ctx context.Context, bin string) error {
 	for i, addr := range l.backends {
 		name := "replica " + strconv.Itoa(i+1)
 		l.starting.Go(func() {
-			s, err := keep(ctx, name, time.Minute, l.say, func(ctx context.Context) (*rig.Proc, error) {
+			s, err := keep(ctx, name, 3*drainTimeout, l.say, func(ctx context.Context) (*rig.Proc, error) {
 				return rig.Start(ctx, rig.Spec{
 					Name: "replica-" + strconv.Itoa(i+1), Path: bin,
 					Args: []string{"serve", "--dev", "--config", l.state.path("chatbox.toml"), "--addr", addr},

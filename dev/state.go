@@ -19,6 +19,8 @@ const (
 	lockName  = "launcher.lock" // also the mark by which --reset knows a state directory
 	linksName = "links.json"
 	tokenLife = 30 * 24 * time.Hour
+
+	drainTimeout = 5 * time.Second // in production 45 s; here somebody waits at a terminal
 )
 
 // A state is the directory of everything that survives a restart. One launcher at a time has it.
@@ -29,10 +31,8 @@ type state struct {
 
 // openState makes the directory if need be and locks it. The kernel gives the lock back if the launcher dies.
 func openState(dir string) (*state, error) {
-	for _, d := range []string{dir, filepath.Join(dir, "logs"), filepath.Join(dir, "bin")} {
-		if err := os.MkdirAll(d, 0o700); err != nil {
-			return nil, fmt.Errorf("make state directory: %w", err)
-		}
+	if err := os.MkdirAll(filepath.Join(dir, "bin"), 0o700); err != nil {
+		return nil, fmt.Errorf("make state directory: %w", err)
 	}
 	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -45,7 +45,29 @@ func openState(dir string) (*state, error) {
 		}
 		return nil, fmt.Errorf("lock state: %w", err)
 	}
-	return &state{dir: dir, lock: f}, nil
+	s := &state{dir: dir, lock: f}
+	if err := s.tidy(); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// tidy makes room for this run's logs, keeping those of the last one, and takes away what a killed launcher left.
+func (s *state) tidy() error {
+	if err := os.RemoveAll(s.path("logs.old")); err != nil {
+		return fmt.Errorf("remove old logs: %w", err)
+	}
+	if err := os.Rename(s.path("logs"), s.path("logs.old")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("keep the last logs: %w", err)
+	}
+	if err := os.Mkdir(s.path("logs"), 0o700); err != nil {
+		return fmt.Errorf("make log directory: %w", err)
+	}
+	if err := os.Remove(s.path(linksName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove old links: %w", err)
+	}
+	return nil
 }
 
 // reset forgets everything but the lock and the binaries. It touches only a directory that openState made.
@@ -54,7 +76,7 @@ func (s *state) reset() error {
 	if err != nil {
 		return fmt.Errorf("reset state: %w", err)
 	}
-	for _, name := range []string{"redis", "ferretdb", "s3", "mail", "logs"} {
+	for _, name := range []string{"redis", "ferretdb", "s3", "mail", "logs", "logs.old"} {
 		if err := os.RemoveAll(s.path(name)); err != nil {
 			return fmt.Errorf("reset state: %w", err)
 		}
@@ -182,6 +204,7 @@ func (c settings) toml() []byte {
 	line("# Written by the dev launcher at every start. For settings of your own, see --config of chatbox serve.")
 	line("[redis]\nurl = %s\n", c.redis)
 	line("[dbs.chat]\nuri = %s\n", c.mongo)
+	line("[cluster]\ndrain_timeout = %s\n", drainTimeout.String())
 	line("[encryption]\nkeyset = %s\n", c.keyset)
 	line("[chatbox]\njwt_secret = %s", c.secret)
 	for _, m := range c.models {
