@@ -1,0 +1,359 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/google/uuid"
+)
+
+// frame is any frame of the server.
+type frame struct {
+	Type      string            `json:"type"`
+	Status    string            `json:"status"`
+	SessionID string            `json:"session_id"`
+	MessageID string            `json:"message_id"`
+	Epoch     string            `json:"epoch"`
+	Seq       int64             `json:"seq"`
+	Durable   int64             `json:"durable"`
+	Sender    string            `json:"sender"`
+	Content   string            `json:"content"`
+	Delta     string            `json:"delta"`
+	Attempt   int               `json:"attempt"`
+	Chunk     int               `json:"chunk"`
+	Reset     bool              `json:"reset"`
+	Resumed   bool              `json:"resumed"`
+	Recovered bool              `json:"recovered"`
+	HasMore   bool              `json:"has_more"`
+	Duplicate bool              `json:"duplicate"`
+	ModelID   string            `json:"model_id"`
+	Metadata  map[string]string `json:"metadata"`
+	Messages  []json.RawMessage `json:"messages"`
+	User      struct{ ID, Name string }
+	After     int64 `json:"reconnect_after"`
+	Error     *struct {
+		Code        string `json:"code"`
+		Message     string `json:"message"`
+		Recoverable bool   `json:"recoverable"`
+		RetryAfter  int64  `json:"retry_after"`
+	} `json:"error"`
+}
+
+// user is one end user with the transcript as their device has it. It checks the promises about order on every
+// frame; what it finds wrong is in faults. One socket at a time; not for concurrent use, except wait and its like.
+type user struct {
+	token string
+	id    string
+
+	mu        sync.Mutex // guards the fields below
+	sessionID string
+	epoch     string
+	seq       int64
+	live      bool
+	events    []frame           // durable events, own messages included, in order
+	own       map[string]string // message_id -> content, sent and not seen in the order yet
+	acked     map[string]int64
+	dups      int
+	running   map[string]*running
+	frames    []frame // everything else: pongs, errors, loading
+	faults    []string
+	snapshots int
+	closed    websocket.StatusCode
+	changed   chan struct{} // closed and replaced whenever anything above changed
+
+	conn *websocket.Conn
+	done chan struct{} // closed when the reader of conn has ended
+}
+
+// running is the answer that the user sees growing.
+type running struct {
+	attempt, chunk int
+	text           string
+	broken         bool // a chunk is missing: wait for the reset or the final
+}
+
+func newUser(id, token string) *user {
+	return &user{id: id, token: token, own: map[string]string{}, acked: map[string]int64{}, running: map[string]*running{}, changed: make(chan struct{})}
+}
+
+func (u *user) fault(format string, args ...any) {
+	u.faults = append(u.faults, fmt.Sprintf(format, args...))
+}
+
+// connect opens a socket at an address, resuming where the user is.
+func (u *user) connect(ctx context.Context, addr string) error {
+	u.mu.Lock()
+	q := url.Values{}
+	if u.sessionID != "" {
+		q.Set("session_id", u.sessionID)
+		q.Set("epoch", u.epoch)
+		q.Set("last_seq", fmt.Sprint(u.seq))
+	}
+	u.live, u.closed = false, 0
+	u.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	conn, res, err := websocket.Dial(ctx, "ws://"+addr+"/chat/ws?"+q.Encode(), &websocket.DialOptions{
+		Subprotocols: []string{"chatbox.v1", "bearer." + u.token},
+	})
+	if err != nil {
+		if res != nil {
+			return fmt.Errorf("dial: %d: %w", res.StatusCode, err)
+		}
+		return err
+	}
+	if conn.Subprotocol() != "chatbox.v1" {
+		u.fault("subprotocol is %q", conn.Subprotocol())
+	}
+	conn.SetReadLimit(-1)
+	u.conn, u.done = conn, make(chan struct{})
+	go u.read(conn, u.done)
+	return nil
+}
+
+func (u *user) read(conn *websocket.Conn, done chan struct{}) {
+	defer close(done)
+	for {
+		_, data, err := conn.Read(context.Background())
+		u.mu.Lock()
+		if err != nil {
+			u.closed = websocket.CloseStatus(err)
+			u.live = false
+			u.notify()
+			u.mu.Unlock()
+			return
+		}
+		u.take(data)
+		u.notify()
+		u.mu.Unlock()
+	}
+}
+
+func (u *user) notify() {
+	close(u.changed)
+	u.changed = make(chan struct{})
+}
+
+func (u *user) take(data []byte) {
+	var f frame
+	if err := json.Unmarshal(data, &f); err != nil || f.Type == "" {
+		u.fault("frame is not JSON with a type: %.200s", data) // Promises 31, 32
+		return
+	}
+	if f.SessionID != "" && u.sessionID != "" && f.SessionID != u.sessionID && f.Status != "connected" && f.Type != "ack" {
+		u.fault("frame of a foreign session: %.200s", data) // Promise 11
+	}
+	switch {
+	case f.Type == "connection_status":
+		u.status(f)
+	case f.Type == "ack" && f.Seq > 0:
+		u.ack(f)
+	case f.Seq > 0 && f.Type != "pong":
+		u.durable(f)
+	case f.Type == "ai_response":
+		u.chunkOf(f)
+	default:
+		u.frames = append(u.frames, f)
+	}
+}
+
+func (u *user) status(f frame) {
+	switch f.Status {
+	case "connected":
+		if f.SessionID != u.sessionID {
+			u.sessionID, u.epoch, u.seq, u.events = f.SessionID, "", 0, nil
+			u.running = map[string]*running{}
+		}
+		if f.Epoch != u.epoch {
+			u.epoch = f.Epoch
+		}
+	case "snapshot":
+		u.snapshots++
+		u.epoch, u.seq = f.Epoch, f.Seq
+		var first int64
+		kept := u.events
+		u.events = nil
+		for i, raw := range f.Messages {
+			var m frame
+			_ = json.Unmarshal(raw, &m)
+			if i == 0 {
+				first = m.Seq
+				for _, old := range kept { // older ones the snapshot does not reach
+					if old.Seq < first {
+						u.events = append(u.events, old)
+					}
+				}
+			}
+			if m.Seq <= 0 {
+				u.fault("snapshot holds an event without seq")
+			}
+			if n := len(u.events); n > 0 && u.events[n-1].Seq >= m.Seq {
+				u.fault("snapshot out of order: %d after %d", m.Seq, u.events[n-1].Seq)
+			}
+			u.settle(m)
+			u.events = append(u.events, m)
+		}
+	case "live":
+		u.live = true
+	}
+	u.frames = append(u.frames, f)
+}
+
+func (u *user) ack(f frame) {
+	if f.Duplicate {
+		u.dups++
+		u.acked[f.MessageID] = f.Seq
+		return
+	}
+	content, mine := u.own[f.MessageID]
+	if !mine {
+		u.fault("ack of %s, which is not waited for", f.MessageID)
+	}
+	u.durable(frame{Type: "user_message", Sender: "user", MessageID: f.MessageID, Content: content, Seq: f.Seq, SessionID: f.SessionID})
+}
+
+// durable takes the next event of the order.
+func (u *user) durable(f frame) {
+	if u.seq > 0 && f.Seq != u.seq+1 {
+		u.fault("seq %d follows %d", f.Seq, u.seq) // Promise 12
+	}
+	u.seq = f.Seq
+	for _, e := range u.events {
+		if e.MessageID == f.MessageID && e.Sender == f.Sender {
+			u.fault("event %s twice", f.MessageID)
+		}
+	}
+	u.settle(f)
+	u.events = append(u.events, f)
+	if f.Type == "ai_response" {
+		if r := u.running[f.MessageID]; r != nil && !r.broken && r.text != f.Content {
+			u.fault("final text is not what was streamed: %q, %q", f.Content, r.text)
+		}
+		delete(u.running, f.MessageID)
+	}
+}
+
+func (u *user) settle(f frame) {
+	if f.Sender == "user" {
+		u.acked[f.MessageID] = f.Seq
+		delete(u.own, f.MessageID)
+	}
+}
+
+func (u *user) chunkOf(f frame) {
+	r := u.running[f.MessageID]
+	if r == nil {
+		r = &running{attempt: f.Attempt}
+		u.running[f.MessageID] = r
+		r.broken = f.Chunk != 1 && !f.Reset
+	}
+	switch {
+	case f.Reset && (f.Attempt > r.attempt || f.Attempt == r.attempt && f.Chunk >= r.chunk):
+		*r = running{attempt: f.Attempt, chunk: f.Chunk, text: f.Delta + f.Content}
+	case f.Attempt == r.attempt && f.Chunk == r.chunk+1:
+		r.chunk++
+		r.text += f.Delta
+	case f.Attempt < r.attempt || f.Attempt == r.attempt && f.Chunk <= r.chunk:
+	default:
+		r.broken = true
+	}
+}
+
+// send sends a message under a fresh id and returns the id.
+func (u *user) send(ctx context.Context, content string) (string, error) {
+	id := uuid.NewString()
+	u.mu.Lock()
+	u.own[id] = content
+	u.mu.Unlock()
+	return id, u.write(ctx, map[string]any{"type": "user_message", "message_id": id, "content": content})
+}
+
+// resend sends everything again that has not been seen in the order.
+func (u *user) resend(ctx context.Context) error {
+	u.mu.Lock()
+	again := make(map[string]string, len(u.own))
+	for id, content := range u.own {
+		again[id] = content
+	}
+	sid := u.sessionID
+	u.mu.Unlock()
+	for id, content := range again {
+		if err := u.write(ctx, map[string]any{"type": "user_message", "message_id": id, "content": content, "resent": true, "session_id": sid}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (u *user) write(ctx context.Context, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	return u.conn.Write(ctx, websocket.MessageText, data)
+}
+
+var errWait = errors.New("did not happen in time")
+
+// until waits until cond holds. cond is called with u.mu held.
+func (u *user) until(ctx context.Context, limit time.Duration, what string, cond func() bool) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		u.mu.Lock()
+		ok, changed, closed := cond(), u.changed, u.closed
+		u.mu.Unlock()
+		if ok {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("%s %w (close code %d)", what, errWait, closed)
+		}
+	}
+}
+
+func (u *user) untilLive(ctx context.Context) error {
+	return u.until(ctx, 15*time.Second, "going live", func() bool { return u.live })
+}
+
+// untilAnswered waits for the final answer that names the question.
+func (u *user) untilAnswered(ctx context.Context, question string, limit time.Duration) error {
+	return u.until(ctx, limit, "answer", func() bool { return u.answerTo(question) != nil })
+}
+
+// answerTo returns the answer to a question. With u.mu held.
+func (u *user) answerTo(question string) *frame {
+	for i := range u.events {
+		if u.events[i].Type == "ai_response" && strings.Contains(u.events[i].Metadata["answers"], question) {
+			return &u.events[i]
+		}
+	}
+	return nil
+}
+
+// leave closes the socket and waits for its end.
+func (u *user) leave() {
+	_ = u.conn.Close(websocket.StatusNormalClosure, "")
+	<-u.done
+}
+
+// last returns the newest other frame of a type. With u.mu held.
+func (u *user) last(typ string) *frame {
+	for i := len(u.frames) - 1; i >= 0; i-- {
+		if u.frames[i].Type == typ {
+			return &u.frames[i]
+		}
+	}
+	return nil
+}

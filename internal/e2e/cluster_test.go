@@ -1,0 +1,312 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/real-rm/chatbox/internal/llmfake"
+	"github.com/real-rm/chatbox/internal/rig"
+	"github.com/real-rm/chatbox/internal/rig/rigtest"
+	"github.com/real-rm/chatbox/server/auth"
+	"github.com/real-rm/chatbox/server/chat"
+	"github.com/real-rm/chatbox/sessionstore"
+	"github.com/real-rm/chatbox/sessionstore/archive"
+	"github.com/real-rm/chatbox/sessionstore/seal"
+)
+
+// secret signs the tokens of all tests.
+const secret = "an end-to-end test secret of more than 32 bytes"
+
+// built is the binary, made once for all tests.
+var built = struct {
+	sync.Once
+	path string
+	err  error
+}{}
+
+var scratch string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "chatbox-e2e-")
+	if err != nil {
+		panic(err)
+	}
+	scratch = dir
+	code := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+func binary(t testing.TB) string {
+	t.Helper()
+	built.Do(func() {
+		root, err := rig.ModuleRoot()
+		if err != nil {
+			built.err = err
+			return
+		}
+		built.path = filepath.Join(scratch, "chatbox")
+		cmd := exec.Command("go", "build", raceFlag, "-o", built.path, ".")
+		cmd.Dir = root
+		if out, err := cmd.CombinedOutput(); err != nil {
+			built.err = fmt.Errorf("%w: %s", err, out)
+		}
+	})
+	require.NoError(t, built.err)
+	return built.path
+}
+
+// options shape a cluster.
+type options struct {
+	replicas  int           // default 3
+	window    time.Duration // reconnect window, default 15m
+	extra     string        // TOML added at the end
+	noMongo   bool          // do not start MongoDB
+	noRedis   bool          // do not start Redis
+	aof       bool          // Redis keeps its data over a restart
+	chatbox   string        // lines in [chatbox]
+	websocket string        // lines in [chatbox.websocket]
+}
+
+// cluster is replicas behind nginx with everything they need.
+type cluster struct {
+	t         testing.TB
+	dir       string
+	opts      options
+	config    string
+	redisPort int
+	mongoPort int
+	redis     *rig.Proc
+	mongo     *rig.Proc
+	nginx     *rig.Proc
+	llm       *llmfake.Server
+	ports     []int
+	replicas  []*rig.Proc
+	keyring   *seal.Keyring
+	verifier  *auth.Verifier
+	archive   *archive.Archive
+	client    *redis.Client
+}
+
+// start brings a cluster up. Leases are short, so that deaths are noticed within a second or two.
+func start(t testing.TB, o options) *cluster {
+	t.Helper()
+	if o.replicas == 0 {
+		o.replicas = 3
+	}
+	if o.window == 0 {
+		o.window = 15 * time.Minute
+	}
+	c := &cluster{t: t, dir: t.TempDir(), opts: o, redisPort: rig.FreePort(), mongoPort: rig.FreePort()}
+	bin := binary(t)
+	if !o.noRedis {
+		c.startRedis()
+	}
+	if !o.noMongo {
+		c.startMongo()
+	}
+	c.llm = llmfake.New(llmfake.Options{Key: "llm-key"})
+	model := httptest.NewServer(c.llm)
+	t.Cleanup(model.Close)
+	keyset, err := seal.NewKeyset()
+	require.NoError(t, err)
+	c.keyring, err = seal.NewKeyring(keyset)
+	require.NoError(t, err)
+	c.verifier, err = auth.New(auth.Options{Secret: []byte(secret)})
+	require.NoError(t, err)
+	c.config = filepath.Join(c.dir, "chatbox.toml")
+	require.NoError(t, os.WriteFile(c.config, []byte(fmt.Sprintf(`
+[app]
+shutdown_timeout_s = 2
+[chatbox]
+jwt_secret = %q
+reconnect_timeout = %q
+%s
+[chatbox.websocket]
+%s
+[redis]
+url = "redis://127.0.0.1:%d"
+[dbs.chat]
+uri = "mongodb://127.0.0.1:%d"
+[encryption]
+keyset = %q
+[limits]
+socket_rate = 200
+socket_burst = 400
+[cluster]
+generation_lease = "1s"
+keeper_lease = "1s"
+replica_lease = "1500ms"
+ask_delay = "1s"
+sweep_every = "100ms"
+doc_every = "2s"
+drain_timeout = "4s"
+[[chatbox.llm.providers]]
+id = "first"
+name = "First"
+type = "openai"
+endpoint = %q
+apiKey = "llm-key"
+model = "first-model"
+[[chatbox.llm.providers]]
+id = "second"
+name = "Second"
+type = "openai"
+endpoint = %q
+apiKey = "llm-key"
+model = "second-model"
+%s
+`, secret, o.window, o.chatbox, o.websocket, c.redisPort, c.mongoPort, keyset, model.URL+"/v1", model.URL+"/v1", o.extra)), 0o600))
+	for i := range o.replicas {
+		c.ports = append(c.ports, rig.FreePort())
+		c.replicas = append(c.replicas, nil)
+		c.startReplica(i, bin)
+	}
+	var upstreams []string
+	for _, port := range c.ports {
+		upstreams = append(upstreams, fmt.Sprintf("127.0.0.1:%d", port))
+	}
+	c.nginx = rigtest.Nginx(t, upstreams...)
+	c.archive, err = archive.New(archive.Options{URI: fmt.Sprintf("mongodb://127.0.0.1:%d", c.mongoPort)})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = c.archive.Close(context.Background()) })
+	c.client = redis.NewClient(&redis.Options{Addr: fmt.Sprintf("127.0.0.1:%d", c.redisPort)})
+	t.Cleanup(func() { _ = c.client.Close() })
+	return c
+}
+
+func (c *cluster) startRedis() {
+	c.t.Helper()
+	p, err := rig.StartRedis(c.t.Context(), filepath.Join(c.dir, "redis"), rig.RedisOptions{Port: c.redisPort, AOF: c.opts.aof})
+	rigtest.Require(c.t, "redis-server", err)
+	c.redis = p
+	c.t.Cleanup(p.Kill)
+}
+
+func (c *cluster) startMongo() {
+	c.t.Helper()
+	p, err := rig.StartFerret(c.t.Context(), filepath.Join(c.dir, "mongo"), rigtest.FerretBinary(c.t), c.mongoPort)
+	rigtest.Require(c.t, "FerretDB", err)
+	c.mongo = p
+	c.t.Cleanup(p.Kill)
+}
+
+// startReplica starts replica i on its port. Its log is kept when the test fails.
+func (c *cluster) startReplica(i int, bin string) {
+	c.t.Helper()
+	dir := filepath.Join(c.dir, fmt.Sprintf("replica-%d-%d", i, time.Now().UnixNano()))
+	addr := fmt.Sprintf("127.0.0.1:%d", c.ports[i])
+	p, err := rig.Start(c.t.Context(), rig.Spec{
+		Name: fmt.Sprintf("replica-%d", i), Path: bin, Dir: dir, Addr: addr,
+		Args: []string{"serve", "--config", c.config, "--addr", addr},
+	})
+	require.NoError(c.t, err)
+	c.replicas[i] = p
+	c.t.Cleanup(func() {
+		p.Kill()
+		_ = p.Wait()
+		log, _ := os.ReadFile(p.Log)
+		if i := strings.Index(string(log), "DATA RACE"); i >= 0 {
+			c.t.Errorf("%s has a data race: %s", p.Name, log[i:min(len(log), i+3000)])
+		}
+		if i := strings.Index(string(log), "panic"); i >= 0 {
+			c.t.Errorf("%s has panicked: %s", p.Name, log[i:min(len(log), i+3000)])
+		}
+		for _, leak := range []string{secret, "llm-key", "bearer."} {
+			if strings.Contains(string(log), leak) {
+				c.t.Errorf("%s has logged a secret", p.Name) // Promise 37
+			}
+		}
+		if c.t.Failed() {
+			c.t.Logf("log of %s:\n%s", p.Name, tail(log, 6000))
+		}
+	})
+}
+
+func tail(b []byte, n int) []byte { return b[max(0, len(b)-n):] }
+
+// kill ends replica i with SIGKILL and waits until it is gone.
+func (c *cluster) kill(i int) {
+	c.t.Helper()
+	require.NoError(c.t, c.replicas[i].Signal(syscall.SIGKILL))
+	_ = c.replicas[i].Wait()
+}
+
+// lb is the balancer's address, direct that of one replica.
+func (c *cluster) lb() string          { return c.nginx.Addr }
+func (c *cluster) direct(i int) string { return c.replicas[i%len(c.replicas)].Addr }
+
+func (c *cluster) token(user string, roles ...string) string {
+	c.t.Helper()
+	token, err := c.verifier.Issue(auth.Claims{UserID: user, Name: "User " + user, Roles: roles, TTL: time.Hour})
+	require.NoError(c.t, err)
+	return token
+}
+
+// get asks a replica or the balancer as a user and decodes the JSON answer.
+func (c *cluster) request(method, addr, path, token string, into any) int {
+	c.t.Helper()
+	req, err := http.NewRequestWithContext(c.t.Context(), method, "http://"+addr+path, nil)
+	require.NoError(c.t, err)
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	res, err := http.DefaultClient.Do(req)
+	require.NoError(c.t, err)
+	defer func() { _ = res.Body.Close() }()
+	body, err := io.ReadAll(res.Body)
+	require.NoError(c.t, err)
+	if into != nil {
+		require.NoError(c.t, json.Unmarshal(body, into), "%s %s: %d %s", method, path, res.StatusCode, body)
+	}
+	return res.StatusCode
+}
+
+// transcript reads a session out of MongoDB alone, as somebody would who has the keyset.
+func (c *cluster) transcript(sessionID string) []sessionstore.Event {
+	c.t.Helper()
+	h := &chat.History{Live: nothing{}, Stored: c.archive, Keys: c.keyring}
+	page, err := h.Page(c.t.Context(), sessionID, 0, 10000)
+	require.NoError(c.t, err)
+	return page.Events
+}
+
+type nothing struct{}
+
+func (nothing) Before(context.Context, string, int64, int) ([]sessionstore.Event, error) {
+	return nil, sessionstore.ErrNotFound
+}
+
+// flushed waits until MongoDB has the session up to seq.
+func (c *cluster) flushed(sessionID string, seq int64) []sessionstore.Event {
+	c.t.Helper()
+	var events []sessionstore.Event
+	require.Eventually(c.t, func() bool {
+		events = c.transcript(sessionID)
+		return len(events) > 0 && events[len(events)-1].Seq >= seq
+	}, 20*time.Second, 100*time.Millisecond, "session %s never reached seq %d in MongoDB", sessionID, seq)
+	return events
+}
+
+// doc reads a session's document out of MongoDB.
+func (c *cluster) doc(sessionID string) (sessionstore.SessionDoc, bool) {
+	c.t.Helper()
+	doc, found, err := c.archive.Session(c.t.Context(), sessionID)
+	require.NoError(c.t, err)
+	return doc, found
+}
