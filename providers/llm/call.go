@@ -96,6 +96,9 @@ func finishOf(reason string) Finish {
 
 // end makes result and error of a call that stopped with err. ctx is the caller's.
 func (c *call) end(ctx context.Context, err error) (Result, error) {
+	if c.config.reveals(c.requestID) {
+		c.requestID = ""
+	}
 	res := Result{FirstToken: c.first, Duration: time.Since(c.start), RequestID: c.requestID, Usage: c.spent(), Attempts: 1}
 	if c.emitE != nil {
 		return res, c.emitE
@@ -112,6 +115,9 @@ func (c *call) end(ctx context.Context, err error) (Result, error) {
 	}
 	e := c.failure(ctx, err)
 	e.Provider, e.RequestID = c.config.ID, c.requestID
+	if c.config.reveals(e.Error()) { // a provider that repeats our key as a code, say
+		e.Code, e.cause = "", errors.New("details withheld")
+	}
 	return res, e
 }
 

@@ -138,6 +138,25 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
+// reveals says whether a text holds the key or the value of a header or of a query parameter.
+func (c Config) reveals(text string) bool {
+	secrets := []string{c.APIKey}
+	for _, v := range c.Headers {
+		secrets = append(secrets, v)
+	}
+	if u, err := parseEndpoint(c.Endpoint); err == nil {
+		for _, values := range u.Query() {
+			secrets = append(secrets, values...)
+		}
+	}
+	for _, s := range secrets {
+		if len(s) >= 8 && strings.Contains(text, s) {
+			return true
+		}
+	}
+	return false
+}
+
 // parseEndpoint reads a base address. Errors do not repeat it: it may hold a key.
 func parseEndpoint(endpoint string) (*url.URL, error) {
 	u, err := url.Parse(strings.TrimSpace(endpoint))

@@ -12,7 +12,8 @@
 //   - Result.Usage is the provider's own count, else an estimate marked as such, also on error.
 //   - Errors and log lines never hold keys, prompts, answers, or the provider's own prose.
 //
-// Nothing is remembered between requests but idle connections; Set.Close gives those up. All methods may be
+// Nothing is remembered between requests but idle connections, which Set.Close gives up, and how far estimates were
+// off. All methods may be
 // called concurrently. No goroutine outlives a call of Stream, except those net/http keeps for idle connections.
 package llm
 
@@ -106,7 +107,8 @@ type Model struct {
 }
 
 // EstimateTokens guesses the number of tokens of a text: three for each four characters of Chinese, Japanese or
-// Korean, one for each four others. Against real tokenizers it is about 20 % off either way.
+// Korean, one for each four others. For most languages that is within about 20 % of a current tokenizer; a Set
+// corrects its estimates by what the model has reported before.
 func EstimateTokens(text string) int {
 	var c counter
 	c.add(text)

@@ -57,6 +57,7 @@ type entry struct {
 	provider Provider // nil: of a type that is not available
 	config   Config
 	close    func()
+	tokens   *calibration
 }
 
 // NewSet checks the entries and returns every problem at once. Entries of a known type that this version cannot
@@ -117,7 +118,7 @@ func (s *Set) add(c Config, p Provider, close func()) {
 		name = c.ID
 	}
 	s.models = append(s.models, Model{ID: c.ID, Name: name, Provider: c.Type})
-	s.entries[c.ID] = entry{provider: p, config: c, close: close}
+	s.entries[c.ID] = entry{provider: p, config: c, close: close, tokens: &calibration{}}
 }
 
 // Models returns the models that can be used, in the order of the settings.
@@ -177,6 +178,11 @@ func (s *Set) Stream(ctx context.Context, req Request, obs Observer, emit func(D
 			}
 		}
 		res, err := e.provider.Stream(ctx, req, watch)
+		if res.Usage.Estimated {
+			res.Usage = e.tokens.scale(res.Usage)
+		} else {
+			e.tokens.learn(res.Usage.In, estimatePrompt(req.Messages))
+		}
 		s.report(ctx, e.config, try, res, err)
 		spent = spent.plus(res.Usage)
 		res.Model, res.Usage, res.Attempts = req.Model, spent, try
