@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -23,15 +25,17 @@ import (
 type source struct {
 	hub *hub.Hub
 
-	mu         sync.Mutex
-	topics     map[string]*record
-	subscribed map[string]bool
-	misuse     error                     // Subscribe and Unsubscribe out of turn
-	fail       bool                      // Read and Subscribe return errors
-	lose       func(m *hub.Message) bool // on the bus
-	reading    func(topic string)        // called in Read, without the lock, after the page was made
-	pageSize   int                       // messages in a page; 0: 10
-	reads      int
+	mu          sync.Mutex
+	topics      map[string]*record
+	subscribed  map[string]bool
+	misuse      error                                // Subscribe and Unsubscribe out of turn
+	fail        bool                                 // Read and Subscribe return errors
+	lose        func(m *hub.Message) bool            // on the bus
+	reading     func(topic string, pos hub.Position) // called in Read, without the lock, after the page was made
+	subscribing func(topic string)                   // called in Subscribe, without the lock, before anything is subscribed
+	lag         chan hub.Message                     // what the bus still has to bring; nil: nothing, ever
+	pageSize    int                                  // messages in a page; 0: 10
+	reads       int
 }
 
 // record is one topic in the store.
@@ -118,9 +122,29 @@ func (s *source) publish(m hub.Message) {
 	s.mu.Lock()
 	lost := !s.subscribed[m.Topic] || s.lose != nil && s.lose(&m)
 	s.mu.Unlock()
-	if !lost {
+	switch {
+	case lost:
+	case s.lag != nil:
+		s.lag <- m
+	default:
 		s.hub.Publish(m)
 	}
+}
+
+// lagging puts the bus behind the store, by random times.
+func (s *source) lagging(t testing.TB) {
+	s.lag = make(chan hub.Message, 10_000)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for m := range s.lag {
+			for range rand.IntN(200) {
+				runtime.Gosched()
+			}
+			s.hub.Publish(m)
+		}
+	}()
+	t.Cleanup(func() { close(s.lag); <-done })
 }
 
 // newEpoch is what a Redis does that has lost its tail: the last n events are gone.
@@ -145,8 +169,11 @@ func (s *source) trim(topic string, n int) {
 
 func (s *source) Read(_ context.Context, topic string, pos hub.Position) (hub.Page, error) {
 	page, err := s.page(topic, pos)
-	if s.reading != nil {
-		s.reading(topic)
+	s.mu.Lock()
+	hook := s.reading
+	s.mu.Unlock()
+	if hook != nil {
+		hook(topic, pos)
 	}
 	return page, err
 }
@@ -194,6 +221,9 @@ func (s *source) page(topic string, pos hub.Position) (hub.Page, error) {
 }
 
 func (s *source) Subscribe(_ context.Context, topic string) error {
+	if s.subscribing != nil {
+		s.subscribing(topic)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fail {
