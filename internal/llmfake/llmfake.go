@@ -21,7 +21,8 @@
 //	!abort [N]              N (3) tokens, then a TCP reset
 //	!mid KIND [N]           N (3) tokens, then an error object: overloaded, server, rate or quota
 //
-// A delay is a Go duration or a number of milliseconds. Commands that fail take times=N as well: they then fail
+// A delay is a Go duration or a number of milliseconds; stallmid, cut, abort and mid take one too, after N. Commands
+// that fail take times=N as well: they then fail
 // for the first N requests of the very same conversation, and later ones get the ordinary reply. So a retry can
 // succeed.
 //
