@@ -30,7 +30,7 @@ func (l *loader) variables() {
 		}
 		key := keyOf(o.path)
 		if other, twice := seen[key]; twice {
-			l.failAt(key, name, fmt.Errorf("is set by %s too: keep one of them", other))
+			l.failAt(key, o.source, fmt.Errorf("is set by %s too: keep one of them", other))
 			continue
 		}
 		seen[key] = name

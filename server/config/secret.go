@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"log/slog"
+	"unique"
 )
 
 // redacted stands for a secret that is set, wherever one would be printed.
@@ -10,22 +11,32 @@ const redacted = "***"
 
 // Secret is a value that no log, error, dump or encoder may show. Only Reveal returns it.
 //
-// An unset secret prints as nothing, so that "is it set" can be seen and nothing else. Secrets are not
-// comparable by accident in output, but == compares their values: use it only against the empty Secret.
-type Secret struct{ value string }
+// An unset secret prints as nothing, so that "is it set" can be seen and nothing else. == compares the values.
+// The value is behind a handle because fmt looks into unexported fields, and at %p, without calling any method.
+type Secret struct{ value unique.Handle[string] }
 
 // NewSecret wraps a value.
-func NewSecret(value string) Secret { return Secret{value: value} }
+func NewSecret(value string) Secret {
+	if value == "" {
+		return Secret{}
+	}
+	return Secret{value: unique.Make(value)}
+}
 
 // Reveal returns the value. Hand it straight to whatever needs it; do not keep it in anything that is printed.
-func (s Secret) Reveal() string { return s.value }
+func (s Secret) Reveal() string {
+	if !s.Set() {
+		return ""
+	}
+	return s.value.Value()
+}
 
 // Set says whether there is a value.
-func (s Secret) Set() bool { return s.value != "" }
+func (s Secret) Set() bool { return s != Secret{} }
 
 // String implements fmt.Stringer.
 func (s Secret) String() string {
-	if s.value == "" {
+	if !s.Set() {
 		return ""
 	}
 	return redacted
