@@ -208,10 +208,11 @@ func (l *lane) serve(ctx context.Context) error {
 		_ = ps.Close()
 		return fmt.Errorf("subscribe to the inbox: %w", err)
 	}
-	l.heard.Store(time.Now().UnixNano())
+	l.heard.Store(int64(time.Since(l.born)))
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return l.receive(gctx, ps, conn) })
 	g.Go(func() error { return l.command(gctx, ps) })
+	g.Go(func() error { return l.watch(gctx) })
 	g.Go(func() error { // Receive ends only with its connection
 		<-gctx.Done()
 		_ = ps.Close()
@@ -227,7 +228,7 @@ func (l *lane) receive(ctx context.Context, ps *redis.PubSub, conn uint64) error
 		if err != nil {
 			return fmt.Errorf("receive: %w", err)
 		}
-		l.heard.Store(time.Now().UnixNano())
+		l.heard.Store(int64(time.Since(l.born)))
 		switch m := msg.(type) {
 		case *redis.Message:
 			if sid, ok := l.b.sidOf(m.Channel); ok {
@@ -252,10 +253,8 @@ func (l *lane) receive(ctx context.Context, ps *redis.PubSub, conn uint64) error
 	}
 }
 
-// command sends subscriptions, takes back those nobody wants any more, and probes a silent connection.
+// command sends subscriptions and takes back those nobody wants any more.
 func (l *lane) command(ctx context.Context, ps *redis.PubSub) error {
-	probe := time.NewTicker(l.b.probeAfter / 2)
-	defer probe.Stop()
 	for {
 		subs, unsubs, wait := l.take()
 		if len(subs) > 0 {
@@ -278,26 +277,30 @@ func (l *lane) command(ctx context.Context, ps *redis.PubSub) error {
 			return ctx.Err()
 		case <-l.wake:
 		case <-timer.C:
-		case <-probe.C:
-			if err := l.probe(ctx); err != nil {
-				timer.Stop()
-				return err
-			}
 		}
 		timer.Stop()
 	}
 }
 
-// probe publishes to the lane's own inbox when nothing has arrived for a while. A connection that looks healthy can
-// be one that delivers nothing, after a failover behind a proxy for example.
-func (l *lane) probe(ctx context.Context) error {
-	silent := time.Since(time.Unix(0, l.heard.Load()))
-	if silent >= 2*l.b.probeAfter {
-		return errSilent
+// watch publishes to the lane's own inbox when nothing has arrived for a while, and gives the connection up if that
+// does not arrive either: one that looks healthy can deliver nothing, after a failover behind a proxy for example.
+func (l *lane) watch(ctx context.Context) error {
+	for {
+		silent := time.Since(l.born) - time.Duration(l.heard.Load())
+		switch {
+		case silent >= 2*l.b.probeAfter:
+			return errSilent
+		case silent >= l.b.probeAfter:
+			l.probe(ctx)
+			silent = l.b.probeAfter / 2 // look again after as much
+		}
+		if !sleep(ctx, l.b.probeAfter-silent) {
+			return ctx.Err()
+		}
 	}
-	if silent < l.b.probeAfter {
-		return nil
-	}
+}
+
+func (l *lane) probe(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, l.b.probeAfter/2)
 	defer cancel()
 	var err error
@@ -309,7 +312,6 @@ func (l *lane) probe(ctx context.Context) error {
 	if err != nil { // silence decides
 		l.b.log.Debug("probe was not published", "lane", l.inbox, "err", err)
 	}
-	return nil
 }
 
 func (l *lane) pubSub(ctx context.Context) *redis.PubSub {

@@ -15,7 +15,8 @@ type lane struct {
 	channel func(sid string) string
 	wake    chan struct{} // a hint that take has something to do
 
-	heard atomic.Int64 // when the connection last delivered anything, Unix nanoseconds
+	born  time.Time
+	heard atomic.Int64 // when the connection last delivered anything, nanoseconds after born
 
 	mu      sync.Mutex // guards the fields below and topics' fields; never held during I/O
 	topics  map[string]*topic
@@ -43,6 +44,7 @@ type idle struct {
 func newLane(b *bus, inbox string, channel func(string) string) *lane {
 	return &lane{
 		b:       b,
+		born:    time.Now(),
 		inbox:   inbox,
 		channel: channel,
 		wake:    make(chan struct{}, 1),

@@ -27,7 +27,7 @@ const (
 // to limit entries, oldest first, and about 1 MiB; and documents of sessions that are due and of which nothing older
 // waits in the WAL. Partitions that have nothing are left out. What is not reported to DoneWAL is read again.
 //
-// An error of one partition does not hold up the others: batches come together with an error then.
+// A partition that cannot be read is left out and logged; the error is that none could be.
 func (s *Store) ReadWAL(ctx context.Context, limit int) ([]sessionstore.WALBatch, error) {
 	held := s.pl.keeper.holding()
 	parts := make([]int, 0, len(held))
@@ -46,13 +46,14 @@ func (s *Store) ReadWAL(ctx context.Context, limit int) ([]sessionstore.WALBatch
 	}
 	invoke(ctx, s.client, calls)
 
-	var errs []error
-	var out []sessionstore.WALBatch
+	var unread error
+	out := make([]sessionstore.WALBatch, 0, len(calls))
 	var docs []docRead
 	for i, c := range calls {
 		r, err := checked(s.pl.sc.pending, c.val, c.err)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("read wal of partition %d: %w", parts[i], err))
+			unread = fmt.Errorf("read wal of partition %d: %w", parts[i], err)
+			s.log.Warn("partition cannot be read for the archive", "partition", parts[i], "err", err)
 			continue
 		}
 		if r.code() != "OK" {
@@ -65,7 +66,12 @@ func (s *Store) ReadWAL(ctx context.Context, limit int) ([]sessionstore.WALBatch
 		}
 		out = append(out, b)
 	}
-	errs = append(errs, s.readDocs(ctx, out, docs))
+	if len(out) == 0 {
+		return nil, unread
+	}
+	if err := s.readDocs(ctx, out, docs); err != nil { // they stay due
+		s.log.Warn("session documents cannot be read for the archive", "err", err)
+	}
 	n := 0
 	for _, b := range out {
 		if len(b.Entries) > 0 || len(b.Docs) > 0 {
@@ -73,7 +79,7 @@ func (s *Store) ReadWAL(ctx context.Context, limit int) ([]sessionstore.WALBatch
 			n++
 		}
 	}
-	return out[:n], errors.Join(errs...)
+	return out[:n], nil
 }
 
 func walEntries(r reply) []sessionstore.WALEntry {

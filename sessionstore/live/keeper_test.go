@@ -1,0 +1,254 @@
+package live
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/real-rm/chatbox/sessionstore"
+)
+
+// caller is a DueHandler that remembers.
+type caller struct {
+	mu    sync.Mutex
+	calls map[string]int
+}
+
+func (c *caller) Answer(sid string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.calls == nil {
+		c.calls = make(map[string]int)
+	}
+	c.calls[sid]++
+}
+
+func (c *caller) of(sid string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.calls[sid]
+}
+
+// runKeeper runs the store's keeper until stop is called, or the test ends.
+func runKeeper(t *testing.T, s *Store) (h *caller, stop func()) {
+	t.Helper()
+	h = &caller{}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		assert.NoError(t, s.RunKeeper(ctx, h))
+	}()
+	stop = func() { cancel(); <-done }
+	t.Cleanup(stop)
+	return h, stop
+}
+
+func quick(o *Options) {
+	o.KeeperLease, o.ReplicaLease, o.SweepEvery = 600*time.Millisecond, 900*time.Millisecond, 20*time.Millisecond
+}
+
+func kept(s *Store) int { return len(s.pl.keeper.holding()) }
+
+func TestKeeper_sharesThePartitionsEvenlyAndHandsThemOver(t *testing.T) {
+	a := newTestStore(t, quick)
+	b := beside(t, a, "r2")
+	_, _ = runKeeper(t, a)
+	require.Eventually(t, func() bool { return kept(a) == Partitions }, patience, 5*time.Millisecond, "one alone keeps all")
+	_, stopB := runKeeper(t, b)
+	require.Eventually(t, func() bool { return kept(b) > 0 && kept(a)+kept(b) == Partitions }, patience, 5*time.Millisecond)
+	require.InDelta(t, Partitions/2, kept(a), 16)
+	for p := range b.pl.keeper.holding() {
+		require.NotContains(t, a.pl.keeper.holding(), p, "two keep the same partition")
+	}
+
+	start := time.Now()
+	stopB() // gives up at once
+	require.Zero(t, kept(b))
+	require.Eventually(t, func() bool { return kept(a) == Partitions }, patience, 5*time.Millisecond)
+	require.Less(t, time.Since(start), a.o.KeeperLease, "nobody had to wait for a lease to lapse")
+}
+
+func TestKeeper_takesOverFromTheDeadAndFencesThem(t *testing.T) {
+	a := newTestStore(t, quick)
+	b := beside(t, a, "r2")
+	// b keeps its partitions once and then dies: nobody renews and nobody says goodbye.
+	require.NoError(t, renewOnce(b))
+	require.Equal(t, Partitions, kept(b))
+	sid := newSession(t, b)
+	old, err := b.ReadWAL(t.Context(), 100)
+	require.NoError(t, err)
+	require.Len(t, old, 1)
+
+	_, _ = runKeeper(t, a)
+	require.Eventually(t, func() bool { return kept(a) == Partitions }, patience, 5*time.Millisecond)
+	require.Zero(t, kept(b), "the dead one's leases have lapsed by its own clock as well")
+
+	// Both have read the same entries; only the keeper of now is believed.
+	fresh, err := a.ReadWAL(t.Context(), 100)
+	require.NoError(t, err)
+	require.Len(t, fresh, 1)
+	require.Equal(t, old[0].Entries, fresh[0].Entries)
+	require.ErrorIs(t, b.DoneWAL(t.Context(), old[0]), sessionstore.ErrFenced)
+	require.ErrorIs(t, b.DeadWAL(t.Context(), old[0], old[0].Entries[0], "x"), sessionstore.ErrFenced)
+	require.NoError(t, a.DoneWAL(t.Context(), fresh[0]))
+	ses, err := a.Session(t.Context(), sid)
+	require.NoError(t, err)
+	require.Equal(t, ses.Seq, ses.Durable)
+}
+
+// renewOnce is one turn of the renewing loop.
+func renewOnce(s *Store) error {
+	_, err := s.pl.keeper.renew(context.Background())
+	return err
+}
+
+func TestKeeper_neverTakesALeaseThatSomebodyHolds(t *testing.T) {
+	a := newTestStore(t, nil)
+	stores := []*Store{a}
+	for i := range 3 {
+		stores = append(stores, beside(t, a, fmt.Sprintf("r%d", i+2)))
+	}
+	var wg sync.WaitGroup
+	for _, s := range stores {
+		wg.Go(func() {
+			for range 5 {
+				assert.NoError(t, renewOnce(s))
+			}
+		})
+	}
+	wg.Wait()
+	total := 0
+	for _, s := range stores { // who came first gives up what is not its share
+		require.NoError(t, renewOnce(s))
+	}
+	for _, s := range stores {
+		require.NoError(t, renewOnce(s))
+		total += kept(s)
+		require.Positive(t, kept(s))
+	}
+	require.Equal(t, Partitions, total)
+}
+
+func TestPreferred_movesOnlyWhatMust(t *testing.T) {
+	three := []string{"a", "b", "c"}
+	share := map[string]int{}
+	for p := range Partitions {
+		who := preferred(three, p)
+		share[who]++
+		require.Equal(t, who, preferred([]string{"c", "a", "b"}, p), "the order of the names does not matter")
+		if who != "c" {
+			require.Equal(t, who, preferred([]string{"a", "b"}, p), "a partition moved without need")
+		}
+	}
+	for _, n := range share {
+		require.Greater(t, n, Partitions/8)
+	}
+	require.Empty(t, preferred(nil, 1))
+}
+
+func TestSweep_expiresSessionsAfterTheirWindow(t *testing.T) {
+	s := newTestStore(t, func(o *Options) {
+		quick(o)
+		o.Window, o.Presence = 100*time.Millisecond, 100*time.Millisecond
+	})
+	_, _ = runKeeper(t, s)
+	sid := newSession(t, s)
+	require.NoError(t, s.Gone(t.Context(), Conn{SessionID: sid, ConnID: s.replica + ".1"}))
+	require.Eventually(t, func() bool {
+		ses, err := s.Session(t.Context(), sid)
+		return err == nil && !ses.Active
+	}, patience, 10*time.Millisecond)
+}
+
+func TestSweep_callsForAnAnswerUntilThereIsOne(t *testing.T) {
+	s := newTestStore(t, func(o *Options) {
+		quick(o)
+		o.AskDelay, o.GenLease = 200*time.Millisecond, 200*time.Millisecond
+	})
+	h, _ := runKeeper(t, s)
+	sid := newSession(t, s)
+	_, err := s.Append(t.Context(), sessionstore.Append{Owe: true, Event: sessionstore.Event{
+		Header: sessionstore.Header{
+			Type: sessionstore.TypeUserMessage, SessionID: sid, MessageID: "q1", Sender: sessionstore.SenderUser,
+		},
+		Body: sessionstore.Body{Content: "?"},
+	}})
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return h.of(sid) >= 2 }, patience, 5*time.Millisecond, "it comes again")
+	require.Less(t, h.of(sid), 5, "but not in every sweep")
+
+	// The holder falls silent: its lease, not the question, is due now, and can be stolen each time.
+	_, err = s.Acquire(t.Context(), sid)
+	require.NoError(t, err)
+	before := h.of(sid)
+	require.Eventually(t, func() bool { return h.of(sid) > before }, patience, 5*time.Millisecond)
+	g, err := s.Acquire(t.Context(), sid)
+	require.NoError(t, err, "being called must not renew the dead holder's lease")
+	require.Equal(t, 1, g.Takeovers)
+}
+
+func TestSweep_leavesAnswersAloneAfterRedisHasChanged(t *testing.T) {
+	s := newTestStore(t, nil)
+	k := s.pl.keeper
+	synctest.Test(t, func(t *testing.T) {
+		now := time.Now()
+		require.False(t, k.instChanged(7, "one", now), "the first sight is no change")
+		require.Empty(t, k.skip(7, now))
+		require.True(t, k.instChanged(7, "two", now))
+		require.Equal(t, ":ask:gen:", k.skip(7, now.Add(instQuiet-1)))
+		require.Empty(t, k.skip(7, now.Add(instQuiet)))
+		require.Empty(t, k.skip(8, now))
+	})
+}
+
+func TestSweep_expiresNobodyForAWindowAfterAnOutage(t *testing.T) {
+	s := newTestStore(t, nil)
+	k := s.pl.keeper
+	now := time.Now()
+	k.noteReached(now)
+	require.Empty(t, k.skip(1, now))
+	k.noteReached(now.Add(outage))
+	require.Empty(t, k.skip(1, now.Add(outage)))
+	back := now.Add(2*outage + time.Second)
+	k.noteReached(back)
+	require.Equal(t, ":end:", k.skip(1, back.Add(s.o.Window-time.Second)))
+	require.Empty(t, k.skip(1, back.Add(s.o.Window)))
+}
+
+func TestSweepScript_passesOverWhatMustWait(t *testing.T) {
+	s := newTestStore(t, nil)
+	p := s.parts[3]
+	for i := range 600 { // more than the script looks at in one go
+		require.NoError(t, s.client.Do(t.Context(), "zadd", p.due(), 1, fmt.Sprintf("end:s%d", i)).Err())
+	}
+	require.NoError(t, s.client.Do(t.Context(), "zadd", p.due(), 2, "ask:q", 3, "new:x", time.Now().Add(time.Hour).UnixMilli(), "cut:y").Err())
+	sweep := func(limit int, skip string) []string {
+		c, err := s.pl.invocation(t.Context(), s.pl.sc.sweep, []string{p.due(), p.inst()}, limit, 5000, skip)
+		require.NoError(t, err)
+		invoke(t.Context(), s.client, []*invocation{c})
+		require.NoError(t, c.err)
+		return texts(c.val.([]any)[1])
+	}
+	require.Len(t, sweep(sweepLimit, ""), sweepLimit)
+	require.Equal(t, []string{"ask:q", "new:x"}, sweep(sweepLimit, ":end:"))
+	require.Equal(t, []string{"new:x"}, sweep(sweepLimit, ":end:"), "the question was put off")
+	require.Len(t, sweep(10000, ""), 601)
+}
+
+func TestRunKeeper_refusesToRunTwiceAndLeavesUnknownKindsAlone(t *testing.T) {
+	s := newTestStore(t, quick)
+	require.NoError(t, s.client.Do(t.Context(), "zadd", s.parts[3].due(), 1, "later:s").Err())
+	_, _ = runKeeper(t, s)
+	require.Eventually(t, func() bool { return kept(s) == Partitions }, patience, 5*time.Millisecond)
+	require.Error(t, s.RunKeeper(t.Context(), &caller{}))
+	n, err := s.client.ZCard(t.Context(), s.parts[3].due()).Result()
+	require.NoError(t, err)
+	require.EqualValues(t, 1, n)
+}
