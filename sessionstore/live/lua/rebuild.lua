@@ -8,46 +8,62 @@
 --       then milliseconds until a keeper looks after them
 -- Returns  OK | THERE | ACTIVE sid (the user has another one)
 local stored = tonumber(ARGV[7])
-local S = session()
-if S then
-  if S.st == 'active' and stored > S.s then roll(S, stored) end
-  return { 'THERE' }
-end
 local active = ARGV[9] == '1'
+local S = session()
+local there = S ~= nil
 local other = call('GET', KEYS[14])
-if active and other and other ~= ARGV[1] then return { 'ACTIVE', other } end
+if not there and active and other and other ~= ARGV[1] then return { 'ACTIVE', other } end
+if there and S.st ~= 'active' then return { 'THERE' } end
 
 local at = 12
 local function shift()
   at = at + 1
   return ARGV[at]
 end
-S = { id = ARGV[1], chan = ARGV[2], key = KEYS[5], log = KEYS[6], ids = KEYS[7], ask = KEYS[8], gen = KEYS[9],
-  gc = KEYS[10], c = KEYS[11] }
-for _ = 1, tonumber(ARGV[12]) do
-  local name = shift()
-  call('HSET', S.key, name, shift())
+if there then
+  at = at + 2 * tonumber(ARGV[12])
+else
+  S = { id = ARGV[1], chan = ARGV[2], key = KEYS[5], log = KEYS[6], ids = KEYS[7], ask = KEYS[8], gen = KEYS[9],
+    gc = KEYS[10], c = KEYS[11] }
+  for _ = 1, tonumber(ARGV[12]) do
+    local name = shift()
+    call('HSET', S.key, name, shift())
+  end
+  -- No primary is called '', so roll begins a new epoch above all that was ever given.
+  call('HSET', S.key, 'e', ARGV[11], 's', int(stored), 'd', int(stored), 'inst', '', 'lb', '0',
+    'st', active and 'active' or 'ended')
+  load(S)
 end
--- No primary is called '', so load and roll begin a new epoch above all that was ever given.
-call('HSET', S.key, 'e', ARGV[11], 's', int(stored), 'd', int(stored), 'inst', '', 'st', active and 'active' or 'ended')
-local bytes = 0
+
+-- Another one may have rebuilt it from an older state of MongoDB: what that lacked is added, as far as the log's order
+-- allows, and known by its id in any case.
+local tip = call('XREVRANGE', S.log, '+', '-', 'COUNT', 1)
+local top = tip[1] and tonumber(string.match(tip[1][1], '^%d+')) or 0
+local added = {}
 for _ = 1, tonumber(shift()) do
   local seq, epoch, id, h, c = shift(), shift(), shift(), shift(), shift()
-  call('XADD', S.log, seq .. '-0', 'e', epoch, 'h', h, 'c', c)
-  call('HSET', S.ids, id, seq)
-  bytes = bytes + #h + #c
+  if call('HSETNX', S.ids, id, seq) == 1 then added[seq] = true end
+  if tonumber(seq) > top then
+    call('XADD', S.log, seq .. '-0', 'e', epoch, 'h', h, 'c', c)
+    S.lb = S.lb + #h + #c
+  end
 end
-call('HSET', S.key, 'lb', int(bytes))
-load(S)
-roll(S, seen)
+call('HSET', S.key, 'lb', int(S.lb))
 local owed = {}
 for _ = 1, tonumber(shift()) do owed[#owed + 1] = { shift(), shift() } end
 local delay = tonumber(shift())
+if active then
+  roll(S, math.max(seen, stored))
+  for i = 1, #owed do
+    if added[owed[i][2]] and S.ow ~= 'human' then owe(S, owed[i][1], owed[i][2], now + delay) end
+  end
+end
+if there then return { 'THERE' } end
 if not active then
+  roll(S, seen)
   for i = 5, 11 do call('PEXPIRE', KEYS[i], ARGV[10]) end
   return { 'OK' }
 end
-for i = 1, #owed do owe(S, owed[i][1], owed[i][2], now + delay) end
 call('SET', KEYS[14], S.id)
 present(S, '', 0, tonumber(ARGV[8]))
 changed(S)

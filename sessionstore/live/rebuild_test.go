@@ -1,0 +1,454 @@
+package live
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/google/uuid"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/real-rm/chatbox/sessionstore"
+)
+
+// stored is what MongoDB would have of a session: its document and its events.
+func stored(tb testing.TB, s *Store, sid string) (sessionstore.SessionDoc, []sessionstore.Stored) {
+	tb.Helper()
+	ctx := testContext(tb)
+	p, err := s.part(sid)
+	require.NoError(tb, err)
+	h, err := s.client.HGetAll(ctx, p.session(sid).hash()).Result()
+	require.NoError(tb, err)
+	doc := sessionDoc(sid, h)
+	entries, err := s.client.XRange(ctx, p.session(sid).log(), "-", "+").Result()
+	require.NoError(tb, err)
+	var events []sessionstore.Stored
+	for _, e := range entries {
+		var seq int64
+		_, err := fmt.Sscanf(e.ID, "%d-0", &seq)
+		require.NoError(tb, err)
+		events = append(events, sessionstore.Stored{SessionID: sid, Epoch: e.Values["e"].(string), Seq: seq,
+			H: []byte(e.Values["h"].(string)), C: []byte(e.Values["c"].(string))})
+	}
+	return doc, events
+}
+
+func TestEpoch_changesWithThePrimary(t *testing.T) {
+	s := newTestStore(t, nil)
+	ctx := testContext(t)
+	sid := openSession(t, s, "u1")
+	ask(t, s, sid, "one")
+	before, err := s.Session(ctx, sid)
+	require.NoError(t, err)
+	p, _ := s.part(sid)
+	require.NoError(t, s.client.Set(ctx, p.inst(), "another", 0).Err())
+
+	page, err := s.Read(ctx, sid, before.Position)
+	require.NoError(t, err)
+	assert.True(t, page.Snapshot, "the reader may have seen what is lost")
+	assert.NotEqual(t, before.Epoch, page.Epoch)
+	a, err := s.Append(ctx, question(sid, "two"))
+	require.NoError(t, err)
+	assert.Equal(t, page.Epoch, a.Epoch)
+	assert.Greater(t, a.Seq, before.Seq+1000)
+	next, err := s.Read(ctx, sid, page.Position)
+	require.NoError(t, err)
+	assert.False(t, next.Snapshot)
+	require.Len(t, next.Messages, 1)
+	assert.Equal(t, a.Seq, next.Messages[0].Seq)
+
+	// A Redis that has lost even who it was.
+	require.NoError(t, s.client.Del(ctx, p.inst()).Err())
+	b, err := s.Append(ctx, question(sid, "three"))
+	require.NoError(t, err)
+	assert.NotEqual(t, a.Epoch, b.Epoch)
+	assert.Greater(t, b.Seq, a.Seq+1000)
+	c, err := s.Append(ctx, question(sid, "four"))
+	require.NoError(t, err)
+	assert.Equal(t, b.Epoch, c.Epoch, "once is enough")
+	assert.Equal(t, b.Seq+1, c.Seq)
+}
+
+func TestRestore_ofAHigherSeqRaisesTheNumbering(t *testing.T) {
+	s := newTestStore(t, nil)
+	ctx := testContext(t)
+	sid := openSession(t, s, "u1")
+	q := question(sid, "found in MongoDB")
+	require.NoError(t, s.Restore(ctx, sid, q.Event.Sender, q.Event.MessageID, 500))
+	a, err := s.Append(ctx, q)
+	require.NoError(t, err)
+	assert.True(t, a.Duplicate)
+	assert.EqualValues(t, 500, a.Seq)
+	b, err := s.Append(ctx, question(sid, "new"))
+	require.NoError(t, err)
+	assert.Greater(t, b.Seq, int64(1500))
+}
+
+func TestReadmit_writesALostAnswerAgain(t *testing.T) {
+	s := newTestStore(t, nil)
+	ctx := testContext(t)
+	sid := openSession(t, s, "u1")
+	q := ask(t, s, sid, "q")
+	answer := sessionstore.Event{
+		Header: sessionstore.Header{Type: sessionstore.TypeAIResponse, SessionID: sid, MessageID: AnswerID(sid, q),
+			Sender: sessionstore.SenderAI, Tokens: 7},
+		Body: sessionstore.Body{Content: "answer", Metadata: map[string]string{sessionstore.MetaAnswers: q}},
+	}
+	g, err := s.Acquire(ctx, sid) // another replica began to answer meanwhile
+	require.NoError(t, err)
+	first, err := s.Readmit(ctx, answer)
+	require.NoError(t, err)
+	second, err := s.Readmit(ctx, answer)
+	require.NoError(t, err)
+	assert.True(t, second.Duplicate)
+	assert.Equal(t, first.Position, second.Position)
+	require.ErrorIs(t, s.Chunk(ctx, &g, "x", false), sessionstore.ErrFenced)
+	_, err = s.Acquire(ctx, sid)
+	require.ErrorIs(t, err, sessionstore.ErrNotOwed)
+
+	join := joinEvent(sid)
+	_, err = s.Readmit(ctx, join)
+	require.NoError(t, err)
+	_, err = s.Cut(ctx, joinEvent(sid), &Hold{AdminID: "a2"})
+	require.ErrorIs(t, err, sessionstore.ErrAssisted)
+}
+
+// Beyond B2: after Redis has lost everything, a session goes on from MongoDB, in one piece, whoever rebuilds it.
+func TestRebuild_afterFlushAllRacedByFour(t *testing.T) {
+	t.Run("race", func(t *testing.T) { rebuildByFour(t, false) })
+	t.Run("the one that knows least comes first", func(t *testing.T) { rebuildByFour(t, true) })
+}
+
+func rebuildByFour(t *testing.T, first bool) {
+	r := startRedis(t)
+	s := newStoreAt(t, r.url(), nil)
+	other := beside(t, s, "r2")
+	ctx := testContext(t)
+	sid := openSession(t, s, "u1")
+	q := question(sid, "first")
+	q.Name = "Name"
+	_, err := s.Append(ctx, q)
+	require.NoError(t, err)
+	g, err := s.Acquire(ctx, sid)
+	require.NoError(t, err)
+	require.NoError(t, s.Chunk(ctx, &g, "answer", false))
+	_, _, err = s.Finish(ctx, &g, finalEvent(g))
+	require.NoError(t, err)
+	unanswered := ask(t, s, sid, "second")
+	before, err := s.Session(ctx, sid)
+	require.NoError(t, err)
+	doc, events := stored(t, s, sid)
+	require.NoError(t, s.client.FlushAll(ctx).Err())
+
+	_, err = s.Session(ctx, sid)
+	require.ErrorIs(t, err, sessionstore.ErrNotFound)
+	var wg sync.WaitGroup
+	for i, st := range []*Store{s, other, s, other} {
+		rebuild := func() {
+			d, e := doc, events
+			if i == 0 { // this one read MongoDB before the last event was there
+				e = events[:len(events)-1]
+				d.Session.Seq = e[len(e)-1].Seq
+			}
+			assert.NoError(t, st.Rebuild(ctx, d, e))
+		}
+		if i == 0 && first {
+			rebuild()
+		} else {
+			wg.Go(rebuild)
+		}
+	}
+	wg.Wait()
+
+	after, err := s.Session(ctx, sid)
+	require.NoError(t, err)
+	assert.GreaterOrEqual(t, after.Seq, before.Seq+999)
+	assert.NotEqual(t, before.Epoch, after.Epoch)
+	assert.Equal(t, "Name", after.Name)
+	assert.Equal(t, before.Messages, after.Messages)
+	assert.Equal(t, before.Tokens, after.Tokens)
+	assert.Equal(t, before.Start, after.Start)
+	dup, err := s.Append(ctx, q)
+	require.NoError(t, err)
+	assert.True(t, dup.Duplicate)
+	a, err := s.Append(ctx, question(sid, "third"))
+	require.NoError(t, err)
+	assert.Greater(t, a.Seq, before.Seq+999)
+	g, err = s.Acquire(ctx, sid)
+	require.NoError(t, err)
+	assert.Contains(t, g.Questions, unanswered)
+	ses, found, err := s.Active(ctx, "u1")
+	require.NoError(t, err)
+	assert.True(t, found)
+	assert.Equal(t, sid, ses.ID)
+	o, err := s.Open(ctx, sessionstore.OpenRequest{UserID: "u1", Want: sid, ConnID: "r1.9", Position: before.Position})
+	require.NoError(t, err)
+	assert.True(t, o.Resumed)
+	assert.False(t, o.Recovered)
+}
+
+func TestRebuild_owesWhatNoAnswerNames(t *testing.T) {
+	r := startRedis(t)
+	s := newStoreAt(t, r.url(), nil)
+	ctx := testContext(t)
+	sid := openSession(t, s, "u1")
+	ask(t, s, sid, "answered")
+	g, err := s.Acquire(ctx, sid)
+	require.NoError(t, err)
+	waiting := ask(t, s, sid, "asked meanwhile")
+	_, _, err = s.Finish(ctx, &g, finalEvent(g))
+	require.NoError(t, err)
+	doc, events := stored(t, s, sid)
+	require.NoError(t, s.client.FlushAll(ctx).Err())
+	require.NoError(t, s.Rebuild(ctx, doc, events))
+	assert.NotZero(t, dueAt(t, s, "ask", sid))
+	g, err = s.Acquire(ctx, sid)
+	require.NoError(t, err)
+	assert.Equal(t, []string{waiting}, g.Questions)
+}
+
+func TestRebuild_yieldsToAnotherActiveSession(t *testing.T) {
+	r := startRedis(t)
+	s := newStoreAt(t, r.url(), nil)
+	ctx := testContext(t)
+	sid := openSession(t, s, "u1")
+	doc, events := stored(t, s, sid)
+	require.NoError(t, s.client.FlushAll(ctx).Err())
+	fresh := openSession(t, s, "u1")
+	err := s.Rebuild(ctx, doc, events)
+	var active *sessionstore.ActiveError
+	require.ErrorAs(t, err, &active)
+	assert.Equal(t, fresh, active.SessionID)
+
+	doc.Final, doc.Session.Active, doc.Session.End = true, false, time.Now()
+	require.NoError(t, s.Rebuild(ctx, doc, events), "an ended one may be read beside it")
+	ses, err := s.Session(ctx, sid)
+	require.NoError(t, err)
+	assert.False(t, ses.Active)
+	p, _ := s.part(sid)
+	ttl, err := s.client.PTTL(ctx, p.session(sid).log()).Result()
+	require.NoError(t, err)
+	assert.Greater(t, ttl, time.Minute)
+}
+
+// Promise 44: nothing that was said is in Redis in the clear.
+func TestSecrecy_noCanaryInAnyKey(t *testing.T) {
+	r := startRedis(t)
+	s := newStoreAt(t, r.url(), nil)
+	ctx := testContext(t)
+	const canary = "CANARY-4711"
+	sid := openSession(t, s, "u1")
+	q := question(sid, canary)
+	q.Name, q.Event.Metadata = canary, map[string]string{"file": canary}
+	_, err := s.Append(ctx, q)
+	require.NoError(t, err)
+	g, err := s.Acquire(ctx, sid)
+	require.NoError(t, err)
+	require.NoError(t, s.Chunk(ctx, &g, canary, false))
+	leaveCut(t, s, endedEvent(sid, canary, ""))
+	scan := func() {
+		seen := 0
+		iter := s.client.Scan(ctx, 0, "*", 1000).Iterator()
+		for iter.Next(ctx) {
+			dump, err := s.client.Dump(ctx, iter.Val()).Result()
+			require.NoError(t, err)
+			assert.NotContains(t, dump, canary[:6], iter.Val())
+			seen++
+		}
+		require.NoError(t, iter.Err())
+		assert.Greater(t, seen, 8)
+	}
+	scan()
+	require.NoError(t, s.Settle(ctx, sid))
+	scan()
+	require.NoError(t, s.client.Set(ctx, "probe", canary, 0).Err())
+	dump, err := s.client.Dump(ctx, "probe").Result()
+	require.NoError(t, err)
+	assert.Contains(t, dump, canary[:6], "the scan would have found it")
+}
+
+func TestFull_refusesNewThingsAndLetsOldOnesEnd(t *testing.T) {
+	r := startRedis(t)
+	s := newStoreAt(t, r.url(), nil)
+	ctx := testContext(t)
+	sid, sid2 := openSession(t, s, "u1"), openSession(t, s, "u2")
+	ask(t, s, sid, "q")
+	g, err := s.Acquire(ctx, sid)
+	require.NoError(t, err)
+	require.NoError(t, s.Chunk(ctx, &g, "half", false))
+	require.NoError(t, s.client.ConfigSet(ctx, "maxmemory", "1").Err())
+
+	size := walLen(t, s, sid)
+	_, err = s.Append(ctx, question(sid, "x"))
+	require.ErrorIs(t, err, sessionstore.ErrFull)
+	require.ErrorIs(t, s.Chunk(ctx, &g, "x", false), sessionstore.ErrFull)
+	assert.Equal(t, "half", g.Text)
+	assert.Equal(t, size, walLen(t, s, sid), "nothing was written")
+
+	require.NoError(t, s.Renew(ctx, &g))
+	_, err = s.Touch(ctx, []Conn{{sid, "r1.1"}})
+	require.NoError(t, err)
+	_, _, err = s.Finish(ctx, &g, finalEvent(g))
+	require.NoError(t, err)
+	_, err = s.Open(ctx, sessionstore.OpenRequest{UserID: "u3", ConnID: "r1.3"})
+	require.NoError(t, err)
+	_, err = s.Read(ctx, sid, sessionstore.Position{})
+	require.NoError(t, err)
+	require.NoError(t, s.Gone(ctx, Conn{sid, "r1.1"}))
+	require.NoError(t, s.End(ctx, sid2, "explicit", ""))
+	require.NoError(t, s.client.ConfigSet(ctx, "maxmemory", "0").Err())
+	_, err = s.Append(ctx, question(sid, "x"))
+	require.NoError(t, err)
+}
+
+// story runs the ways through the store once.
+func story(t *testing.T, s *Store, user string) {
+	t.Helper()
+	ctx := testContext(t)
+	sid := openSession(t, s, user)
+	ask(t, s, sid, "q")
+	require.NoError(t, s.Publish(ctx, sessionstore.Event{Header: sessionstore.Header{
+		Type: sessionstore.TypeTyping, SessionID: sid, MessageID: uuid.NewString(), Sender: sessionstore.SenderUser}}))
+	g, err := s.Acquire(ctx, sid)
+	require.NoError(t, err)
+	require.NoError(t, s.Book(ctx, &g, "m"))
+	require.NoError(t, s.Chunk(ctx, &g, "half", false))
+	require.NoError(t, s.Release(ctx, &g))
+	g, err = s.Acquire(ctx, sid)
+	require.NoError(t, err)
+	require.NoError(t, s.Chunk(ctx, &g, "an answer", true))
+	_, _, err = s.Finish(ctx, &g, finalEvent(g))
+	require.NoError(t, err)
+	_, err = s.Touch(ctx, []Conn{{sid, "r1.1"}})
+	require.NoError(t, err)
+	ask(t, s, sid, "q")
+	g, err = s.Acquire(ctx, sid)
+	require.NoError(t, err)
+	require.NoError(t, s.Chunk(ctx, &g, "cut", false))
+	require.NoError(t, s.Stop(ctx, sid, ""))
+	_, err = s.Cut(ctx, joinEvent(sid), &Hold{AdminID: "a1", Name: "Eve"})
+	require.NoError(t, err)
+	page, err := s.Read(ctx, sid, sessionstore.Position{})
+	require.NoError(t, err)
+	assert.Len(t, page.Messages, 6)
+	require.NoError(t, s.Gone(ctx, Conn{sid, "r1.1"}))
+	require.NoError(t, s.End(ctx, sid, "explicit", ""))
+	require.NoError(t, s.expire(ctx, sid))
+	assert.Len(t, transcript(t, s, sid), 7)
+	doc, events := stored(t, s, sid)
+	require.NoError(t, s.client.Del(ctx, s.parts[Partition(user)].session(sid).all()...).Err())
+	doc.Final = true
+	require.NoError(t, s.Rebuild(ctx, doc, events))
+	require.NoError(t, s.Restore(ctx, sid, sessionstore.SenderUser, "x", 2))
+}
+
+func TestStory_onACluster(t *testing.T) {
+	s := newStoreAt(t, clusterURL(sharedCluster(t)), nil)
+	var conns []Conn
+	for i := range 12 { // partitions on all three nodes
+		user := fmt.Sprintf("u%d", i)
+		story(t, s, user)
+		conns = append(conns, Conn{openSession(t, s, user), "r1.1"})
+	}
+	missing, err := s.Touch(testContext(t), conns)
+	require.NoError(t, err)
+	assert.Empty(t, missing)
+}
+
+func TestStory_onMiniredis(t *testing.T) {
+	m := miniredis.RunT(t)
+	client := redis.NewClient(&redis.Options{Addr: m.Addr(), Protocol: 2})
+	t.Cleanup(func() { _ = client.Close() })
+	s := newStoreAt(t, "", func(o *Options) { o.Client = client })
+	story(t, s, "u1")
+}
+
+func TestTrim_dropsOnlyWhatIsInMongoDB(t *testing.T) {
+	s := newTestStore(t, nil)
+	ctx := testContext(t)
+	sid := openSession(t, s, "u1")
+	for range 60 {
+		ask(t, s, sid, strings.Repeat("x", 1000))
+	}
+	p, _ := s.part(sid)
+	k := p.session(sid)
+	sc := trimScript(t)
+	trim := func(durable, limit int64) []string {
+		require.NoError(t, s.client.HSet(ctx, k.hash(), "d", durable).Err())
+		for range 2 { // twice is once
+			require.NoError(t, sc.Run(ctx, s.client, p.eventKeys(sid, "u1"), append(s.args(p, sid, 1), limit)...).Err())
+		}
+		var ids []string
+		bytes := 0
+		entries, err := s.client.XRange(ctx, k.log(), "-", "+").Result()
+		require.NoError(t, err)
+		for _, e := range entries {
+			ids = append(ids, e.ID)
+			bytes += len(e.Values["h"].(string)) + len(e.Values["c"].(string))
+		}
+		lb, err := s.client.HGet(ctx, k.hash(), "lb").Int()
+		require.NoError(t, err)
+		assert.Equal(t, bytes, lb, "the books agree with the log")
+		return ids
+	}
+	assert.Len(t, trim(0, 1000), 61, "nothing is durable")
+	assert.Len(t, trim(10, 1000), 51)
+	assert.Len(t, trim(61, 1000), 1, "the newest stays")
+	ask(t, s, sid, "y")
+	page, err := s.Read(ctx, sid, sessionstore.Position{Epoch: epochOf(t, s, sid), Seq: 5})
+	require.NoError(t, err)
+	assert.True(t, page.Snapshot, "a position that was trimmed away cannot be continued")
+	assert.True(t, page.HasMore)
+	assert.Len(t, page.Messages, 2)
+}
+
+func trimScript(tb testing.TB) *redis.Script {
+	tb.Helper()
+	var text bytes.Buffer
+	for _, f := range []string{"prelude", "event"} {
+		src, err := sources.ReadFile("lua/" + f + ".lua")
+		require.NoError(tb, err)
+		text.Write(src)
+	}
+	text.WriteString("trim(session(), tonumber(ARGV[7])) return {'OK'}")
+	return redis.NewScript(text.String())
+}
+
+// Every script may be run a second time by a client that has lost the reply to the first.
+func TestScripts_twiceIsOnce(t *testing.T) {
+	r := startRedis(t)
+	s := newStoreAt(t, r.url(), func(o *Options) {
+		client := connect(t, r.url(), o.Prefix)
+		client.AddHook(&twice{})
+		o.Client = client
+	})
+	story(t, s, "u1")
+	require.GreaterOrEqual(t, s.client.DBSize(context.Background()).Val(), int64(5))
+}
+
+// twice sends every script call a second time and returns the reply of the second.
+type twice struct{}
+
+func (*twice) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (*twice) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		err := next(ctx, cmd)
+		if err == nil && strings.HasPrefix(cmd.Name(), "eval") {
+			cmd.SetErr(nil)
+			return next(ctx, cmd)
+		}
+		return err
+	}
+}
+
+func (*twice) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
