@@ -1,12 +1,18 @@
 package live
 
 import (
+	"log/slog"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/real-rm/chatbox/sessionstore"
 )
 
 func TestParseTarget_readsEveryForm(t *testing.T) {
@@ -64,3 +70,111 @@ func TestConnect_makesTheClientOfTheForm(t *testing.T) {
 		require.NoError(t, c.Close())
 	}
 }
+
+func instOf(t *testing.T, c redis.UniversalClient, prefix string, p int) string {
+	t.Helper()
+	v, err := c.Get(t.Context(), partitionKeys(prefix, p).inst()).Result()
+	require.NoError(t, err)
+	return v
+}
+
+// client connects as production does and makes a first connection.
+func client(t *testing.T, r *redisServer, prefix string) redis.UniversalClient {
+	t.Helper()
+	c := connect(t, r.url(), prefix)
+	require.NoError(t, c.Ping(t.Context()).Err())
+	return c
+}
+
+func TestConnect_names_the_primary_before_anything_else_and_again_after_a_restart(t *testing.T) {
+	r := startRedis(t)
+	prefix := testPrefix()
+	c := client(t, r, prefix)
+	first := instOf(t, c, prefix, 0)
+	require.NotEmpty(t, first)
+	require.Equal(t, first, instOf(t, c, prefix, Partitions-1))
+	require.Equal(t, first, instOf(t, client(t, r, prefix), prefix, 0), "another replica says the same")
+
+	// An empty Redis is named by the scripts, which count it as changed; a known primary is not named again.
+	require.NoError(t, c.FlushAll(t.Context()).Err())
+	require.NoError(t, newInstGuard(prefix, discard).check(t.Context(), c), "a new process names it")
+	require.Equal(t, first, instOf(t, c, prefix, 0))
+	require.NoError(t, c.FlushAll(t.Context()).Err())
+	g := newInstGuard(prefix, discard)
+	g.known[first] = struct{}{}
+	require.NoError(t, g.check(t.Context(), c))
+	require.ErrorIs(t, c.Get(t.Context(), partitionKeys(prefix, 0).inst()).Err(), redis.Nil)
+}
+
+func TestConnect_names_a_promoted_primary_anew_and_refuses_replicas(t *testing.T) {
+	a, b := startRedis(t), startRedis(t)
+	prefix := testPrefix()
+	ca := client(t, a, prefix)
+	plain := redis.NewClient(&redis.Options{Addr: b.addr()})
+	t.Cleanup(func() { _ = plain.Close() })
+	host, port, _ := strings.Cut(a.addr(), ":")
+	require.NoError(t, plain.Do(t.Context(), "replicaof", host, port).Err())
+	require.Eventually(t, func() bool {
+		info, err := plain.Info(t.Context(), "replication").Result()
+		return err == nil && strings.Contains(info, "master_link_status:up")
+	}, 10*time.Second, 20*time.Millisecond)
+
+	cb := connect(t, b.url(), prefix)
+	require.ErrorIs(t, cb.Ping(t.Context()).Err(), errReplica)
+	require.NoError(t, ca.Set(t.Context(), "x", "1", 0).Err())
+	before := instOf(t, ca, prefix, 9)
+
+	require.NoError(t, plain.Do(t.Context(), "replicaof", "no", "one").Err())
+	require.NoError(t, cb.Ping(t.Context()).Err())
+	promoted := instOf(t, cb, prefix, 9)
+	require.NotEqual(t, before, promoted)
+
+	// Demoted and promoted again in the same run: the connections may have lived through it, the name has changed.
+	require.NoError(t, plain.Do(t.Context(), "replicaof", host, port).Err())
+	require.NoError(t, plain.Do(t.Context(), "replicaof", "no", "one").Err())
+	s, err := New(Options{Client: cb, Keyring: testKeyring(t), Replica: "r1", Prefix: prefix})
+	require.NoError(t, err)
+	require.NoError(t, s.pl.checkInst(t.Context()))
+	require.NotEqual(t, promoted, instOf(t, cb, prefix, 9))
+}
+
+func TestConnect_works_when_redis_is_full(t *testing.T) {
+	r := startRedis(t, "--maxmemory", "1")
+	prefix := testPrefix()
+	c := client(t, r, prefix)
+	require.NotEmpty(t, instOf(t, c, prefix, 1))
+	require.ErrorContains(t, c.Set(t.Context(), "x", "1", 0).Err(), "OOM")
+
+	s, err := New(Options{Client: c, Keyring: testKeyring(t), Replica: "r1", Prefix: prefix})
+	require.NoError(t, err)
+	require.NoError(t, renewOnce(s), "keepers go on: they free memory")
+	require.Equal(t, Partitions, kept(s))
+}
+
+func TestConnect_works_with_a_redis_that_has_no_run_id(t *testing.T) {
+	m := miniredis.NewMiniRedis()
+	port, err := freePort(false)
+	require.NoError(t, err)
+	require.NoError(t, m.StartAddr("127.0.0.1:"+strconv.Itoa(port)))
+	t.Cleanup(m.Close)
+	prefix := testPrefix()
+	c := connect(t, "redis://"+m.Addr(), prefix)
+	require.NoError(t, c.Ping(t.Context()).Err())
+	first := instOf(t, c, prefix, 4)
+	require.NotEmpty(t, first)
+	other := connect(t, "redis://"+m.Addr(), prefix)
+	require.NoError(t, other.Ping(t.Context()).Err())
+	require.Equal(t, first, instOf(t, other, prefix, 4), "it was named once and for all")
+
+	s, err := New(Options{Client: c, Keyring: testKeyring(t), Replica: "r1", Prefix: prefix})
+	require.NoError(t, err)
+	require.NoError(t, s.Ping(t.Context()))
+	require.NoError(t, renewOnce(s))
+	require.Equal(t, Partitions, kept(s))
+	_, err = s.ReadWAL(t.Context(), 10)
+	require.NoError(t, err)
+	m.Close()
+	require.ErrorIs(t, s.Ping(t.Context()), sessionstore.ErrAway)
+}
+
+var discard = slog.New(slog.DiscardHandler)
