@@ -212,6 +212,13 @@ func TestLoad_olderSpellings(t *testing.T) {
 	assert.Equal(t, 1, s.App.Port, "a variable wins over a file, whichever spelling")
 	assert.Equal(t, 2, s.Chatbox.RateLimit)
 
+	s = must(t, config.LoadOptions{Env: []string{
+		"CHATBOX__SERVER__PORT=3", "CHATBOX__SERVER__RECONNECTTIMEOUT=4m", "CHATBOX__LLM__PROVIDERS__0__NAME=A",
+	}}, older)
+	assert.Equal(t, 3, s.App.Port)
+	assert.Equal(t, 4*time.Minute, s.Chatbox.ReconnectTimeout)
+	assert.Equal(t, "A", s.Chatbox.LLM.Providers[0].Name)
+
 	wrong := refused(t, config.LoadOptions{}, "[server]\nmaxConnections = 0")
 	assert.Contains(t, wrong, "server.maxConnections (", "errors use the spelling of the file")
 }
