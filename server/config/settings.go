@@ -160,7 +160,7 @@ type Provider struct {
 
 // Redis is where sessions live.
 type Redis struct {
-	// Address, as redis://user:password@host:6379/0, rediss:// for TLS, or the Sentinel and Cluster forms. Required.
+	// Address, as redis://user:password@host:6379/0, rediss:// for TLS; with Sentinel redis+sentinel://host:26379,host:26379/master, with Cluster redis+cluster://host:6379,host:6379. Required.
 	URL Secret `toml:"url"`
 	// Start of every key, so that an instance can be shared.
 	Prefix string `toml:"prefix" default:"rt:"`

@@ -100,7 +100,7 @@ func (l *loader) required(s *Settings) {
 		l.errs = append(l.errs, &MissingError{Keys: missing})
 	}
 	l.address("redis.url", s.Redis.URL, "redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster",
-		"rediss+cluster", "unix")
+		"rediss+cluster")
 	l.address("dbs.chat.uri", s.Dbs.Chat.URI, "mongodb", "mongodb+srv")
 	if s.Encryption.Keyset.Set() {
 		if _, err := seal.NewKeyring(s.Encryption.Keyset.Reveal()); err != nil {
