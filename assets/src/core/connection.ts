@@ -215,6 +215,8 @@ export class Connection {
     switch (frame.kind) {
       case 'connected':
         this.heartbeat = frame.heartbeatMs || HEARTBEAT_MS;
+        this.schedulePing();
+        this.watchSilence();
         break;
       case 'pong':
         this.cancel('pong');

@@ -1,4 +1,4 @@
-import { useEffect, useState } from 'preact/hooks';
+import { useEffect } from 'preact/hooks';
 import { Composer } from './composer';
 import { Header } from './header';
 import { Messages } from './messages';
@@ -8,36 +8,25 @@ import { SessionList } from './sessions';
 import { ConnectionStrip } from './connection-strip';
 import { text } from './text';
 
-/** Wide enough for the list of conversations to stand beside the chat. */
-const wide = '(min-width: 900px)';
-
 export function App({ page }: { page: Page }) {
-  const [listOpen, setListOpen] = useState(() => matchMedia(wide).matches);
   const notice = <Notice page={page} />;
   const past = page.past.value;
+  const listOpen = page.listOpen.value;
 
   useEffect(() => {
     const close = (e: KeyboardEvent): void => {
-      if (e.key === 'Escape' && listOpen && !matchMedia(wide).matches) setListOpen(false);
+      if (e.key === 'Escape') page.uncoverChat();
     };
     document.addEventListener('keydown', close);
     return () => document.removeEventListener('keydown', close);
-  }, [listOpen]);
-
-  const toggle = (): void => {
-    if (!listOpen) void page.loadSessions();
-    setListOpen(!listOpen);
-  };
-  const afterChoice = (): void => {
-    if (!matchMedia(wide).matches) setListOpen(false);
-  };
+  }, [page]);
 
   if (page.waitingForHost.value || blocking(page)) return <main class="app">{notice}</main>;
   return (
     <div class="app" data-list={listOpen ? 'open' : 'closed'} data-owner={page.state.value.owner}>
-      {listOpen && <SessionList page={page} onChoice={afterChoice} onClose={toggle} />}
+      {listOpen && <SessionList page={page} />}
       <main class="chat">
-        <Header page={page} listOpen={listOpen} onToggle={toggle} />
+        <Header page={page} />
         <ConnectionStrip page={page} />
         <Messages key={past?.id ?? 'current'} page={page} />
         {page.note.value && (

@@ -2,13 +2,8 @@ import type { Page } from './page';
 import { Back, Down, Menu, Plus } from './icons';
 import { text } from './text';
 
-interface HeaderProps {
-  page: Page;
-  listOpen: boolean;
-  onToggle: () => void;
-}
-
-export function Header({ page, listOpen, onToggle }: HeaderProps) {
+export function Header({ page }: { page: Page }) {
+  const listOpen = page.listOpen.value;
   const past = page.past.value;
   return (
     <header class="header">
@@ -23,7 +18,7 @@ export function Header({ page, listOpen, onToggle }: HeaderProps) {
           aria-expanded={listOpen}
           aria-label={listOpen ? text.hideSessions : text.showSessions}
           title={listOpen ? text.hideSessions : text.showSessions}
-          onClick={onToggle}
+          onClick={page.toggleList}
         >
           <Menu />
         </button>
@@ -37,7 +32,7 @@ export function Header({ page, listOpen, onToggle }: HeaderProps) {
       </div>
       {!past && <ModelPicker page={page} />}
       {!past && (
-        <button class="round" type="button" aria-label={text.newChat} title={text.newChat} onClick={() => void page.newChat()}>
+        <button class="round new" type="button" aria-label={text.newChat} title={text.newChat} onClick={() => void page.newChat()}>
           <Plus />
         </button>
       )}

@@ -36,6 +36,10 @@ export type Page = ReturnType<typeof createPage>;
 const PAGE_SIZE = 50;
 const DRAFT_KEY = 'chatbox.draft.1';
 const NOTE_MS = 6_000;
+/** How long the list of conversations waits for more to happen before it is read again, in milliseconds. */
+const LIST_MS = 1_000;
+/** Wide enough for that list to stand beside the chat. */
+const WIDE = '(min-width: 900px)';
 
 export function createPage(base: URL, tokens: TokenSource) {
   const state = signal<State>(initial);
@@ -45,6 +49,7 @@ export function createPage(base: URL, tokens: TokenSource) {
   const note = signal('');
   const past = signal<Past | null>(null);
   const sessions = signal<Sessions>({ items: [], state: 'loading' });
+  const listOpen = signal(isWide());
   const older = signal<'idle' | 'loading' | 'failed'>('idle');
   const draft = signal(readDraft());
   const rows = computed(() => transcript(state.value));
@@ -52,6 +57,8 @@ export function createPage(base: URL, tokens: TokenSource) {
 
   const api = new Api(base, () => tokens.current());
   let noteTimer: unknown = null;
+  let listTimer: unknown = null;
+  let listed = '';
 
   function tell(message: string): void {
     clock.cancel(noteTimer);
@@ -72,6 +79,7 @@ export function createPage(base: URL, tokens: TokenSource) {
     probe: (token) => api.probe(token),
     onState: (s) => {
       state.value = s;
+      followList(s);
     },
     onStatus: (s) => {
       status.value = s;
@@ -84,7 +92,25 @@ export function createPage(base: URL, tokens: TokenSource) {
     if (!token) return;
     waitingForHost.value = false;
     chat.start(subject(token));
-    void loadSessions();
+  }
+
+  /** Reads the list again when something was said and somebody looks at it. */
+  function followList(s: State): void {
+    const key = `${s.sessionId} ${s.items[s.items.length - 1]?.seq ?? 0}`;
+    if (!s.live || !listOpen.value || key === listed) return;
+    listed = key;
+    clock.cancel(listTimer);
+    listTimer = clock.after(sessions.value.state === 'loading' ? 0 : LIST_MS, () => void loadSessions());
+  }
+
+  function toggleList(): void {
+    listOpen.value = !listOpen.value;
+    if (listOpen.value) void loadSessions();
+  }
+
+  /** On a narrow page the list covers the chat. */
+  function uncoverChat(): void {
+    if (!isWide()) listOpen.value = false;
   }
 
   /** Sends what is in the composer. false: it stays there, and a note says why. */
@@ -169,12 +195,11 @@ export function createPage(base: URL, tokens: TokenSource) {
       past.value = null;
       chat.renew();
     });
-    void loadSessions();
   }
 
   return {
-    state, status, online, waitingForHost, note, past, sessions, older, draft, rows, answering,
-    start, send, write, open, loadOlder, loadSessions, newChat,
+    state, status, online, waitingForHost, note, past, sessions, listOpen, older, draft, rows, answering,
+    toggleList, uncoverChat, start, send, write, open, loadOlder, newChat,
     closePast: () => (past.value = null),
     stopAnswer: () => chat.stopAnswer(),
     selectModel: (modelId: string) => chat.send({ type: 'model_select', modelId }),
@@ -183,6 +208,10 @@ export function createPage(base: URL, tokens: TokenSource) {
     reconnect: () => chat.reconnect(),
     nudge: () => chat.nudge(),
   };
+}
+
+function isWide(): boolean {
+  return matchMedia(WIDE).matches;
 }
 
 function readDraft(): string {

@@ -4,27 +4,21 @@ import { Back, Plus } from './icons';
 import { text } from './text';
 import { ago } from './time';
 
-interface SessionListProps {
-  page: Page;
-  onChoice: () => void;
-  onClose: () => void;
-}
-
 /** The user's conversations, the latest first. */
-export function SessionList({ page, onChoice, onClose }: SessionListProps) {
+export function SessionList({ page }: { page: Page }) {
   const { items, state } = page.sessions.value;
   const start = (): void => {
     void page.newChat();
-    onChoice();
+    page.uncoverChat();
   };
   const open = (entry: SessionEntry): void => {
     void page.open(entry);
-    onChoice();
+    page.uncoverChat();
   };
   return (
     <aside class="list" aria-label={text.sessions}>
       <div class="list-head">
-        <button class="round list-close" type="button" aria-label={text.hideSessions} onClick={onClose}>
+        <button class="round list-close" type="button" aria-label={text.hideSessions} onClick={page.toggleList}>
           <Back />
         </button>
         <h2>{text.sessions}</h2>

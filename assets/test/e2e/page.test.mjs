@@ -88,7 +88,7 @@ describe('the page', { skip: missing ? 'no chromium on PATH' : false }, () => {
   async function openFresh() {
     const page = await open();
     if (foreign) {
-      await page.locator('.header').getByRole('button', { name: 'New chat' }).click();
+      await page.getByRole('button', { name: 'New chat' }).and(page.locator('.round')).first().click();
       await page.locator('.row').first().waitFor({ state: 'detached', ...WAIT });
       await page.locator('.dot[data-state="live"]').waitFor(WAIT);
     }
@@ -207,7 +207,7 @@ describe('the page', { skip: missing ? 'no chromium on PATH' : false }, () => {
     const page = await openFresh();
     await say(page, 'first conversation');
     await finished(page);
-    await page.locator('.header').getByRole('button', { name: 'New chat' }).click();
+    await page.getByRole('button', { name: 'New chat' }).and(page.locator('.round')).first().click();
     await page.locator('.row').first().waitFor({ state: 'detached', ...WAIT });
     await page.locator('.dot[data-state="live"]').waitFor(WAIT);
     await say(page, 'second conversation');
