@@ -14,6 +14,7 @@ import (
 	"github.com/real-rm/chatbox/server/auth"
 	"github.com/real-rm/chatbox/server/protocol"
 	"github.com/real-rm/chatbox/sessionstore"
+	"github.com/real-rm/chatbox/sessionstore/archive"
 )
 
 // outcome is what an error means to the outside: the one table from errors to HTTP, frames and close codes.
@@ -37,6 +38,8 @@ var outcomes = []outcome{
 	{err: errDraining, code: protocol.CodeConnectionLimit, status: http.StatusServiceUnavailable, message: "This server is going away. Try again.", recoverable: true, retryAfter: time.Second, close: hub.CodeDrain},
 	{err: errRateLimited, code: protocol.CodeRateLimited, status: http.StatusTooManyRequests, message: "Too many messages. Wait a moment.", recoverable: true, retryAfter: time.Second},
 	{err: errBadRequest, code: protocol.CodeBadFrame, status: http.StatusBadRequest, message: "The request is not well-formed."},
+	{err: errNoUpgrade, code: protocol.CodeBadFrame, status: http.StatusUpgradeRequired, message: "This address speaks WebSocket."},
+	{err: archive.ErrCursor, code: protocol.CodeBadFrame, status: http.StatusBadRequest, message: "The cursor is not one of ours."},
 	{err: errNotFound, code: protocol.CodeNotFound, status: http.StatusNotFound, message: "There is nothing here."},
 	{err: sessionstore.ErrActive, code: protocol.CodeSessionActive, status: http.StatusConflict, message: "Another session is active."},
 	{err: sessionstore.ErrAssisted, code: protocol.CodeSessionAssisted, status: http.StatusConflict, message: "Somebody else is assisting this session."},
@@ -58,6 +61,7 @@ var (
 	errRateLimited     = errors.New("rate limit reached")
 	errBadRequest      = errors.New("bad request")
 	errNotFound        = errors.New("not found")
+	errNoUpgrade       = errors.New("not an upgrade request")
 )
 
 // statusOf are the codes that package protocol itself decides on.
@@ -137,6 +141,9 @@ func (s *Server) writeError(c echo.Context, err error) error {
 	}
 	if e.RetryAfter > 0 {
 		c.Response().Header().Set(echo.HeaderRetryAfter, seconds(e.RetryAfter))
+	}
+	if o.status == http.StatusUpgradeRequired {
+		c.Response().Header().Set(echo.HeaderUpgrade, "websocket")
 	}
 	if o.status == http.StatusUnauthorized {
 		c.Response().Header().Set(echo.HeaderWWWAuthenticate, "Bearer")

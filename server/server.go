@@ -119,6 +119,7 @@ type Server struct {
 	hub     *hub.Hub
 	opening chan struct{} // a place for each session being opened
 	conns   atomic.Uint64 // numbers connections
+	sockets atomic.Int64  // open or being opened
 	health  health
 }
 

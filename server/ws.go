@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,12 +38,17 @@ func (s *Server) socket(c echo.Context) error {
 	if s.health.draining.Load() {
 		return errDraining
 	}
-	if s.hub.Len() >= s.opts.MaxConnections {
+	if !isUpgrade(r) {
+		return errNoUpgrade
+	}
+	if s.sockets.Add(1) > int64(s.opts.MaxConnections) {
+		s.sockets.Add(-1)
 		return errConnectionLimit
 	}
 	connID := s.opts.Replica + "." + strconv.FormatUint(s.conns.Add(1), 36)
 	opened, err := s.openSession(r, id, connID)
 	if err != nil {
+		s.sockets.Add(-1)
 		return err
 	}
 	p := &peer{server: s, sessionID: opened.Session.ID, userID: id.UserID, userName: id.Name, connID: connID}
@@ -60,6 +66,11 @@ func (s *Server) socket(c echo.Context) error {
 	s.log.Info("client connected", "component", "ws", "user_id", id.UserID, "session_id", p.sessionID, "conn_id", connID,
 		"created", opened.Created, "resumed", opened.Resumed, "recovered", opened.Recovered)
 	return nil
+}
+
+// isUpgrade says whether a request asks for a WebSocket at all, so that nothing is opened for one that does not.
+func isUpgrade(r *http.Request) bool {
+	return strings.EqualFold(r.Header.Get("Upgrade"), "websocket") && strings.Contains(strings.ToLower(r.Header.Get("Connection")), "upgrade")
 }
 
 // identify reads and checks the token of a request.
@@ -275,6 +286,7 @@ func (p *peer) Closed(*hub.Client) {
 // leave removes the connection from Redis. If Redis is away its lease lapses by itself.
 func (s *Server) leave(p *peer) {
 	p.gone.Do(func() {
+		s.sockets.Add(-1)
 		ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
 		defer cancel()
 		if err := s.deps.Live.Gone(ctx, live.Conn{SessionID: p.sessionID, ConnID: p.connID}); err != nil {

@@ -233,12 +233,21 @@ func (c *cluster) startReplica(i int, bin string) {
 			}
 		}
 		if c.t.Failed() {
-			c.t.Logf("log of %s:\n%s", p.Name, tail(log, 6000))
+			c.t.Logf("warnings of %s:\n%s", p.Name, warnings(log))
 		}
 	})
 }
 
-func tail(b []byte, n int) []byte { return b[max(0, len(b)-n):] }
+// warnings returns the last lines of a log that somebody should look at.
+func warnings(log []byte) string {
+	var lines []string
+	for line := range strings.Lines(string(log)) {
+		if strings.Contains(line, `"WARN"`) || strings.Contains(line, `"ERROR"`) || !strings.HasPrefix(line, "{") {
+			lines = append(lines, line[:min(len(line), 400)])
+		}
+	}
+	return strings.Join(lines[max(0, len(lines)-12):], "\n")
+}
 
 // kill ends replica i with SIGKILL and waits until it is gone.
 func (c *cluster) kill(i int) {

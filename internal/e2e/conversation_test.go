@@ -50,15 +50,14 @@ func talk(ctx context.Context, c *cluster, u *user, n, rounds int) error {
 			return fmt.Errorf("round %d: %w", round, err)
 		}
 		u.mu.Lock()
-		sid, recovered := u.sessionID, u.last("connection_status") != nil
+		sid := u.sessionID
 		u.mu.Unlock()
 		if first == "" {
 			first = sid
 		} else if sid != first {
 			return fmt.Errorf("round %d: session %s in place of %s", round, sid, first)
 		}
-		_ = recovered
-		id, err := u.send(ctx, fmt.Sprintf("!tokens 8 5 by %s in round %d", u.id, round))
+		id, err := u.send(ctx, "!tokens 8 5")
 		if err != nil {
 			return err
 		}

@@ -96,7 +96,7 @@ func DefaultTable() map[string]Requirement {
 	t := map[string]Requirement{}
 	for need, actions := range map[Requirement][]string{
 		Public: {
-			"GET /chat", "GET /chat/", "GET /chat/loader.js", "GET /chat/assets/*",
+			"GET /chat", "GET /chat/", "GET /chat/*", // pages and their files; what needs an identity has a route of its own
 			"GET /chat/admin", "GET /chat/admin/", "GET /chat/healthz", "GET /chat/readyz",
 		},
 		User: {
