@@ -5,7 +5,7 @@ source "$(dirname "$0")/lib.sh"
 cd assets
 [ -d node_modules ] && [ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --no-audit --no-fund
 npm run --silent typecheck
-npm test --silent
+npm run --silent cover
 npm run --silent build
 if [ "${1:-}" = --current ]; then
   changed=$(git status --porcelain -- dist)
