@@ -90,6 +90,25 @@ test('after an ack the page asks how far the archive is, and forgets what is saf
   expect(s.state().items).toHaveLength(1);
 });
 
+test('a stream of acks does not put off the question, and a reload asks it for what was acknowledged before', async () => {
+  const storage = new MemoryStore();
+  const s = await live(storage);
+  for (let i = 1; i <= 4; i++) {
+    s.chat.send({ type: 'user_message', content: `${i}` });
+    s.net.last.say(wire.ack(`m${i}`, i + 1));
+    await s.clock.advance(900);
+  }
+  expect(s.net.last.of('ping')).toHaveLength(1);
+  s.chat.stop();
+  const again = setup(storage);
+  again.chat.start('u1');
+  await again.connect(wire.connected(), wire.snapshot([wire.event(9, 'user_message', 'x')], 9, { has_more: true }), wire.live());
+  expect(transcript(again.state())).toHaveLength(1); // the four are older than what is loaded
+  await again.clock.advance(2_000);
+  again.net.last.say(wire.pong(9, 9));
+  expect(again.state().outbox).toEqual([]);
+});
+
 // Beyond B2: what Redis lost and the client has comes back.
 test('a Redis that lost its tail gets the message again', async () => {
   const s = await live();

@@ -139,6 +139,7 @@ export class Chat {
         break;
       case 'live':
         this.outbox.live(this.state.sessionId);
+        if (this.outbox.entries.some((e) => e.state === 'acked')) this.connection.pingSoon();
         break;
       case 'ack':
         this.outbox.acked(frame);

@@ -105,6 +105,7 @@ export class Connection {
   private drainMs = 0;
   private heartbeat = HEARTBEAT_MS;
   private heardAt = 0;
+  private pingAt = 0;
   private timers = new Map<string, unknown>();
 
   constructor(private readonly options: ConnectionOptions) {}
@@ -138,6 +139,12 @@ export class Connection {
   stop(): void {
     this.drop(1000, 'bye');
     this.become({ kind: 'idle' });
+  }
+
+  /** Asks before long how far the archive is. Asking again does not put it off. */
+  pingSoon(): void {
+    if (this.status.kind !== 'live' && this.status.kind !== 'opening') return;
+    if (this.pingAt > this.options.clock.now() + PING_AFTER_ACK_MS) this.pingIn(PING_AFTER_ACK_MS);
   }
 
   /** Sends if a socket is open. false: it was not, and the frame is the caller's to keep. */
@@ -222,7 +229,7 @@ export class Connection {
         this.cancel('pong');
         break;
       case 'ack':
-        if (frame.seq > 0) this.timer('ping', PING_AFTER_ACK_MS, () => this.ping(PONG_MS));
+        if (frame.seq > 0) this.pingSoon();
         break;
       case 'draining':
         this.drainMs = Math.min(Math.max(frame.reconnectAfter, 1), maxHintMs);
@@ -339,7 +346,11 @@ export class Connection {
   }
 
   private schedulePing(): void {
-    const ms = this.heartbeat * (0.9 + 0.2 * this.options.random());
+    this.pingIn(this.heartbeat * (0.9 + 0.2 * this.options.random()));
+  }
+
+  private pingIn(ms: number): void {
+    this.pingAt = this.options.clock.now() + ms;
     this.timer('ping', ms, () => this.ping(PONG_MS));
   }
 

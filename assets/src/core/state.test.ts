@@ -100,8 +100,10 @@ describe('own messages', () => {
 
   test('said in a session that was left are not shown in the next', () => {
     const left = reduce(ready, entry('m1', 'hi'));
-    const acked: Event = { kind: 'outbox', entries: left.outbox.map((e) => ({ ...e, state: 'acked', seq: 2 })) };
-    expect(text(run([wire.connected({ session_id: 's2' })], reduce(left, acked)))).toEqual([]);
+    for (const state of ['acked', 'queued', 'sent'] as const) {
+      const acked: Event = { kind: 'outbox', entries: left.outbox.map((e) => ({ ...e, state, seq: 2 })) };
+      expect(text(run([wire.connected({ session_id: 's2' })], reduce(left, acked)))).toEqual([]);
+    }
   });
 });
 

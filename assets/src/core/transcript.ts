@@ -24,7 +24,7 @@ export function eventRows(items: readonly DurableFrame[]): Row[] {
 export function transcript(s: State): Row[] {
   const stored = new Set<string>();
   for (const m of s.items) if (m.sender === 'user') stored.add(m.messageId);
-  const own = s.outbox.filter((e) => e.type === 'user_message' && !stored.has(e.id) && !belongsElsewhere(e, s.sessionId));
+  const own = s.outbox.filter((e) => e.type === 'user_message' && !stored.has(e.id) && awaited(e, s.sessionId));
   return [
     ...eventRows(s.items),
     ...own.map((entry): Row => ({ kind: 'own', key: `user:${entry.id}`, entry })),
@@ -32,9 +32,12 @@ export function transcript(s: State): Row[] {
   ];
 }
 
-/** Acknowledged in a session that was left: it is kept to be safe, but it was said there and not here. */
-function belongsElsewhere(e: Entry, sessionId: string): boolean {
-  return e.seq > 0 && e.sessionId !== sessionId;
+/**
+ * Whether an entry is still on its way into this session. One that was acknowledged is in the transcript, if only in
+ * a part that is not loaded; one that was acknowledged in a session that was left was said there and not here.
+ */
+function awaited(e: Entry, sessionId: string): boolean {
+  return e.state !== 'acked' && (e.seq === 0 || e.sessionId === sessionId);
 }
 
 function keyOf(f: DurableFrame): string {

@@ -31,9 +31,11 @@ export class Api {
     return r.ok ? 'ok' : 'unreachable';
   }
 
-  async sessions(): Promise<readonly SessionEntry[]> {
-    const body = await this.json('sessions');
-    return list(body, 'items').flatMap(parseEntry);
+  /** The user's sessions, the latest first; `next` is the cursor of the following page, empty on the last. */
+  async sessions(cursor: string): Promise<{ items: readonly SessionEntry[]; next: string }> {
+    const query = cursor ? `?${new URLSearchParams({ cursor }).toString()}` : '';
+    const body = await this.json(`sessions${query}`);
+    return { items: list(body, 'items').flatMap(parseEntry), next: cursorOf(body) };
   }
 
   /** Messages before `before` (empty: the newest), oldest first; `next` is empty on the last page. */
@@ -41,11 +43,7 @@ export class Api {
     const query = new URLSearchParams({ limit: String(limit) });
     if (before) query.set('before', before);
     const body = await this.json(`sessions/${encodeURIComponent(id)}/messages?${query.toString()}`);
-    const next = body['next'];
-    return {
-      items: list(body, 'items').flatMap((i) => parseDurable(i) ?? []),
-      next: typeof next === 'string' || typeof next === 'number' ? String(next) : '',
-    };
+    return { items: list(body, 'items').flatMap((i) => parseDurable(i) ?? []), next: cursorOf(body) };
   }
 
   /** Ends a session; one that has ended already is as good. */
@@ -86,6 +84,11 @@ function parseEntry(value: unknown): SessionEntry[] {
       active: o['active'] === true,
     },
   ];
+}
+
+function cursorOf(body: Readonly<Record<string, unknown>>): string {
+  const next = body['next'];
+  return typeof next === 'string' ? next : '';
 }
 
 function record(value: unknown): Readonly<Record<string, unknown>> {

@@ -28,6 +28,8 @@ export interface Past {
 
 export interface Sessions {
   readonly items: readonly SessionEntry[];
+  /** Cursor of the page that follows; empty: there is none. */
+  readonly next: string;
   readonly state: 'loading' | 'ready' | 'failed';
 }
 
@@ -48,7 +50,7 @@ export function createPage(base: URL, tokens: TokenSource) {
   const waitingForHost = signal(true);
   const note = signal('');
   const past = signal<Past | null>(null);
-  const sessions = signal<Sessions>({ items: [], state: 'loading' });
+  const sessions = signal<Sessions>({ items: [], next: '', state: 'loading' });
   const listOpen = signal(isWide());
   const older = signal<'idle' | 'loading' | 'failed'>('idle');
   const draft = signal(readDraft());
@@ -137,9 +139,20 @@ export function createPage(base: URL, tokens: TokenSource) {
 
   async function loadSessions(): Promise<void> {
     try {
-      sessions.value = { items: await api.sessions(), state: 'ready' };
+      sessions.value = { ...(await api.sessions('')), state: 'ready' };
     } catch {
-      sessions.value = { items: sessions.value.items, state: 'failed' };
+      sessions.value = { ...sessions.value, state: 'failed' };
+    }
+  }
+
+  async function moreSessions(): Promise<void> {
+    const before = sessions.value;
+    try {
+      const page = await api.sessions(before.next);
+      if (sessions.value !== before) return; // read anew meanwhile
+      sessions.value = { items: [...before.items, ...page.items], next: page.next, state: 'ready' };
+    } catch {
+      sessions.value = { ...before, state: 'failed' };
     }
   }
 
@@ -199,7 +212,7 @@ export function createPage(base: URL, tokens: TokenSource) {
 
   return {
     state, status, online, waitingForHost, note, past, sessions, listOpen, older, draft, rows, answering,
-    toggleList, uncoverChat, start, send, write, open, loadOlder, newChat,
+    toggleList, uncoverChat, start, send, write, open, loadOlder, moreSessions, newChat,
     closePast: () => (past.value = null),
     stopAnswer: () => chat.stopAnswer(),
     selectModel: (modelId: string) => chat.send({ type: 'model_select', modelId }),

@@ -6,7 +6,7 @@ import { ago } from './time';
 
 /** The user's conversations, the latest first. */
 export function SessionList({ page }: { page: Page }) {
-  const { items, state } = page.sessions.value;
+  const { items, next, state } = page.sessions.value;
   const start = (): void => {
     void page.newChat();
     page.uncoverChat();
@@ -46,6 +46,11 @@ export function SessionList({ page }: { page: Page }) {
           </li>
         ))}
       </ul>
+      {next !== '' && (
+        <button class="older" type="button" onClick={() => void page.moreSessions()}>
+          {text.moreSessions}
+        </button>
+      )}
     </aside>
   );
 }

@@ -7,6 +7,7 @@ export const text = {
   hideSessions: 'Hide conversations',
   noSessions: 'No conversations yet',
   sessionsFailed: 'The list could not be loaded.',
+  moreSessions: 'More conversations',
   current: 'Now',
   assisted: 'Assisted',
   messageCount: (n: number): string => (n === 1 ? '1 message' : `${n} messages`),

@@ -254,13 +254,20 @@ describe('the page', { skip: missing ? 'no chromium on PATH' : false }, () => {
     const list = page.locator('.messages');
     await list.evaluate((el) => (el.scrollTop = 0));
     const first = own(page).first();
+    const shown = await own(page).count();
     const label = await first.textContent();
     const before = (await first.boundingBox()).y;
-    await page.getByRole('button', { name: 'Load older messages' }).click();
-    await own(page).getByText('question 1', { exact: true }).waitFor(WAIT);
+    const more = page.getByRole('button', { name: 'Load older messages' });
+    await more.click();
+    await page.waitForFunction((n) => document.querySelectorAll('.row.user').length > n, shown, WAIT);
     const now = (await own(page).getByText(label, { exact: true }).boundingBox()).y;
     assert.ok(Math.abs(now - before) < 60, `what was at ${before} px is at ${now} px`);
-    assert.equal(await page.getByRole('button', { name: 'Load older messages' }).count(), 0);
+    while ((await own(page).getByText('question 1', { exact: true }).count()) === 0) {
+      await more.click();
+      await page.locator('.older:disabled').waitFor({ state: 'detached', ...WAIT });
+    }
+    assert.deepEqual(await own(page).allTextContents(), Array.from({ length: 60 }, (_, i) => `question ${i + 1}`));
+    await more.waitFor({ state: 'detached', ...WAIT });
   });
 
   test('a phone in the dark', async () => {
