@@ -22,9 +22,8 @@
 //	!mid KIND [N]           N (3) tokens, then an error object: overloaded, server, rate or quota
 //
 // A delay is a Go duration or a number of milliseconds; stallmid, cut, abort and mid take one too, after N. Commands
-// that fail take times=N as well: they then fail
-// for the first N requests of the very same conversation, and later ones get the ordinary reply. So a retry can
-// succeed.
+// that fail take times=N as well: they then fail for the first N requests of the very same conversation, and later
+// ones get the ordinary reply. So a retry can succeed.
 //
 // GET /__requests lists the requests that were received, GET /__bill what each of them cost, POST /__reset
 // forgets both. A token is a word of up to six characters, a further six of a longer word, or a punctuation

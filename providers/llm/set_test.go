@@ -58,7 +58,7 @@ func TestSet_retriesOnlyBeforeTheFirstVisibleToken(t *testing.T) {
 		var wantText string
 		var wantErr error
 		want, usage := 0, Usage{}
-		for over := false; len(p.turns) < 5; {
+		for over := false; len(p.turns) < 8; { // more than may be asked for
 			tn := turn{texts: rapid.SliceOfN(rapid.StringMatching(`[a-z]{1,3}`), 0, 2).Draw(rt, "texts"),
 				usage: Usage{In: 1, Out: 2, Total: 3}}
 			retry, after := false, time.Duration(0)
@@ -80,16 +80,15 @@ func TestSet_retriesOnlyBeforeTheFirstVisibleToken(t *testing.T) {
 			wantErr = tn.err
 			over = tn.err == nil || len(tn.texts) > 0 || !retry || after > maxRetryAfter || want == attempts
 		}
-		synctest.Test(t, func(t *testing.T) {
-			o := ask(t.Context(), newSetOf(p, SetOptions{Attempts: attempts}), "hi")
-			require.Equal(rt, want, p.calls)
-			require.Equal(rt, want, o.Attempts)
-			require.Equal(rt, want, o.books, "each request is booked")
-			require.Len(rt, o.tries, want-1, "each repetition is told")
-			require.Equal(rt, wantText, o.text)
-			require.Equal(rt, wantErr, o.err)
-			require.Equal(rt, usage, o.Usage, "the sum over all requests")
-		})
+		var o outcome
+		synctest.Test(t, func(t *testing.T) { o = ask(t.Context(), newSetOf(p, SetOptions{Attempts: attempts}), "hi") })
+		require.Equal(rt, want, p.calls)
+		require.Equal(rt, want, o.Attempts)
+		require.Equal(rt, want, o.books, "each request is booked")
+		require.Len(rt, o.tries, want-1, "each repetition is told")
+		require.Equal(rt, wantText, o.text)
+		require.Equal(rt, wantErr, o.err)
+		require.Equal(rt, usage, o.Usage, "the sum over all requests")
 	})
 }
 
@@ -132,6 +131,17 @@ func TestSet_waitsLongerEachTime(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Clients of a provider that broke for all at once must not come back all at once.
+func TestSet_waitsDiffer(t *testing.T) {
+	s, seen := newSet(SetOptions{}), map[time.Duration]bool{}
+	for range 100 {
+		wait, again := s.again(&Error{Kind: KindServer, Retryable: true}, 1)
+		require.True(t, again)
+		seen[wait] = true
+	}
+	require.Greater(t, len(seen), 50)
 }
 
 func seconds(list ...float64) []time.Duration {

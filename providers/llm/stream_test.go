@@ -252,6 +252,7 @@ func TestUsage_ofARequestThatNeverLeft_isNothing(t *testing.T) {
 	require.NoError(t, l.Close())
 	o := ask(t.Context(), newTestSet(t, "http://"+l.Addr().String()), "hi")
 	require.Equal(t, KindNetwork, o.kind())
+	require.NotContains(t, o.err.Error(), "/chat/completions", "an address may hold a key")
 	require.Equal(t, Usage{}, o.Usage)
 	require.Equal(t, 3, o.Attempts)
 }
@@ -338,4 +339,19 @@ func TestStream_cancelledBefore_sendsNothing(t *testing.T) {
 	require.ErrorIs(t, o.err, errTest, "the caller's reason")
 	require.Empty(t, f.Requests())
 	require.False(t, errors.Is(o.err, io.EOF))
+}
+
+// Promise 28 and Beyond B4: what arrived together with the text that made the caller cancel is not emitted.
+func TestStream_cancelledByItsReceiver_emitsNothingMore(t *testing.T) {
+	s := newTestSet(t, "http://llm.test", transport(always(200, content("one")+content("two")+stopped+ending)))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var got []string
+	_, err := s.Stream(ctx, Request{}, Observer{}, func(d Delta) error {
+		got = append(got, d.Text)
+		cancel()
+		return nil
+	})
+	require.Equal(t, KindCancelled, KindOf(err))
+	require.Equal(t, []string{"one"}, got)
 }
