@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/event"
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 	"go.mongodb.org/mongo-driver/v2/mongo/writeconcern"
@@ -42,6 +43,7 @@ type Options struct {
 	URI      string        // of MongoDB; required
 	Database string        // default "chat"
 	Timeout  time.Duration // per operation; default 5 s
+	Slow     time.Duration // operations that take longer are logged; 0: none
 	Log      *slog.Logger  // nil: discard
 }
 
@@ -75,6 +77,7 @@ func New(o Options) (*Archive, error) {
 		SetAppName("chatbox").
 		SetServerSelectionTimeout(min(selectTimeout, o.Timeout)).
 		SetConnectTimeout(min(selectTimeout, o.Timeout)).
+		SetMonitor(slowMonitor(o.Slow, o.Log)).
 		SetWriteConcern(&writeconcern.WriteConcern{W: writeconcern.WCMajority, Journal: &journal})
 	if opts.Validate() != nil {
 		// The driver's text may quote the URI, which holds a password.
@@ -157,4 +160,20 @@ func (a *Archive) kind(ctx context.Context) (serverKind, error) {
 	}
 	a.server.Store(int32(k))
 	return k, nil
+}
+
+// slowMonitor logs operations that take longer than the threshold, by name and collection-free: commands hold data.
+func slowMonitor(threshold time.Duration, log *slog.Logger) *event.CommandMonitor {
+	if threshold <= 0 {
+		return nil
+	}
+	report := func(e event.CommandFinishedEvent, outcome string) {
+		if e.Duration >= threshold {
+			log.Warn("slow operation", "command", e.CommandName, "ms", e.Duration.Milliseconds(), "outcome", outcome)
+		}
+	}
+	return &event.CommandMonitor{
+		Succeeded: func(_ context.Context, e *event.CommandSucceededEvent) { report(e.CommandFinishedEvent, "done") },
+		Failed:    func(_ context.Context, e *event.CommandFailedEvent) { report(e.CommandFinishedEvent, "failed") },
+	}
 }

@@ -81,7 +81,7 @@ type sessionDoc struct {
 	LastActivity  time.Time     `bson:"last_activity"`
 	Messages      int64         `bson:"message_count"`
 	Assisted      bool          `bson:"admin_assisted"`
-	AdminID       string        `bson:"assisting_admin_id"` // of the holder; empty when nobody holds it
+	AdminID       string        `bson:"assisting_admin_id"` // of whoever holds it, or held it last
 	AdminName     string        `bson:"assisting_admin_name"`
 	Help          bool          `bson:"help_requested"`
 	Owner         string        `bson:"owner"`

@@ -29,9 +29,9 @@ import (
 
 // Store is where the WAL is.
 type Store interface {
-	// ReadWAL returns up to max entries of each partition that this replica keeps, and documents that are due. With
+	// ReadWAL returns up to limit entries of each partition that this replica keeps, and documents that are due. With
 	// an error it may still return the partitions that could be read.
-	ReadWAL(ctx context.Context, max int) ([]sessionstore.WALBatch, error)
+	ReadWAL(ctx context.Context, limit int) ([]sessionstore.WALBatch, error)
 	// DoneWAL takes exactly the batch's entries off the WAL and marks its documents as written, unless the
 	// partition has another keeper by now.
 	DoneWAL(ctx context.Context, b sessionstore.WALBatch) error
@@ -49,6 +49,8 @@ type Archive interface {
 const (
 	defaultEvery = 200 * time.Millisecond
 	defaultBatch = 500
+	// fullBytes of a partition in one round count as a full batch too: the store cuts what it reads by size as well.
+	fullBytes = 256 << 10
 	// maxFails is how often MongoDB must refuse an entry by itself before it is set aside.
 	maxFails = 5
 	minWait  = 100 * time.Millisecond

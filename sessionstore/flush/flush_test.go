@@ -75,7 +75,7 @@ func (m *model) put(partition int, sid string, seq int64) {
 	m.docs[partition] = append(m.docs[partition], d)
 }
 
-func (m *model) ReadWAL(_ context.Context, max int) ([]sessionstore.WALBatch, error) {
+func (m *model) ReadWAL(_ context.Context, limit int) ([]sessionstore.WALBatch, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.reads++
@@ -87,8 +87,8 @@ func (m *model) ReadWAL(_ context.Context, max int) ([]sessionstore.WALBatch, er
 	var out []sessionstore.WALBatch
 	for p := range 4 {
 		b := sessionstore.WALBatch{Partition: p, Token: "t", Inst: "i"}
-		b.Entries = append(b.Entries, m.wal[p][:min(max, len(m.wal[p]))]...)
-		if len(m.wal[p]) <= max {
+		b.Entries = append(b.Entries, m.wal[p][:min(limit, len(m.wal[p]))]...)
+		if len(m.wal[p]) <= limit {
 			b.Docs = append(b.Docs, m.docs[p]...)
 		}
 		if len(b.Entries)+len(b.Docs) > 0 {
@@ -203,6 +203,7 @@ func newFlusher(t require.TestingT, m *model, o flush.Options) *flush.Flusher {
 
 // running runs f for the length of a synctest bubble's body.
 func running(t *testing.T, f *flush.Flusher, body func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -476,6 +477,26 @@ func TestFlush_movesWhatIsThereAndStopsAtTheFirstError(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	require.ErrorIs(t, f.Flush(ctx), context.Canceled)
+}
+
+// The store cuts what it reads by size as well, so few large entries may be a full batch.
+func TestFlush_goesOnAfterABatchThatWasCutBySize(t *testing.T) {
+	m := newModel()
+	for seq := int64(1); seq <= 6; seq++ {
+		m.put(0, "p00-a", seq)
+		m.wal[0][seq-1].C = make([]byte, 300<<10)
+	}
+	f, err := flush.New(flush.Options{Store: cutBySize{m}, Archive: m})
+	require.NoError(t, err)
+	require.NoError(t, f.Flush(t.Context()))
+	require.Empty(t, m.wal[0])
+}
+
+// cutBySize reads one entry at a time, as the store does with large ones.
+type cutBySize struct{ *model }
+
+func (c cutBySize) ReadWAL(ctx context.Context, _ int) ([]sessionstore.WALBatch, error) {
+	return c.model.ReadWAL(ctx, 1)
 }
 
 // A shutdown that breaks a write off is no outage.

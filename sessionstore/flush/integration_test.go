@@ -31,7 +31,7 @@ func fill(e sessionstore.WALEntry) sessionstore.WALEntry {
 // written.
 type both struct {
 	*model
-	real *archive.Archive
+	stored *archive.Archive
 }
 
 func (b both) InsertMessages(ctx context.Context, entries []sessionstore.WALEntry) (map[int]error, error) {
@@ -39,7 +39,7 @@ func (b both) InsertMessages(ctx context.Context, entries []sessionstore.WALEntr
 	for i, e := range entries {
 		whole[i] = fill(e)
 	}
-	refused, err := b.real.InsertMessages(ctx, whole)
+	refused, err := b.stored.InsertMessages(ctx, whole)
 	if err != nil {
 		return refused, err
 	}
@@ -47,7 +47,7 @@ func (b both) InsertMessages(ctx context.Context, entries []sessionstore.WALEntr
 }
 
 func (b both) SaveSessions(ctx context.Context, docs []sessionstore.SessionDoc) error {
-	if err := b.real.SaveSessions(ctx, docs); err != nil {
+	if err := b.stored.SaveSessions(ctx, docs); err != nil {
 		return err
 	}
 	return b.model.SaveSessions(ctx, docs)
@@ -61,11 +61,11 @@ func TestRun_overAKilledDatabaseTheTranscriptIsWhole(t *testing.T) {
 	rigtest.Require(t, "FerretDB", err)
 	defer func() { p.Kill() }()
 
-	real, err := archive.New(archive.Options{URI: rig.FerretURI(p), Timeout: 2 * time.Second})
+	stored, err := archive.New(archive.Options{URI: rig.FerretURI(p), Timeout: 2 * time.Second})
 	require.NoError(t, err)
-	defer func() { require.NoError(t, real.Close(context.Background())) }()
+	defer func() { require.NoError(t, stored.Close(context.Background())) }()
 	m := newModel()
-	f, err := flush.New(flush.Options{Store: m, Archive: both{m, real}, Every: 10 * time.Millisecond, Batch: 20})
+	f, err := flush.New(flush.Options{Store: m, Archive: both{m, stored}, Every: 10 * time.Millisecond, Batch: 20})
 	require.NoError(t, err)
 
 	ctx, cancel := context.WithCancel(t.Context())
@@ -102,13 +102,13 @@ func TestRun_overAKilledDatabaseTheTranscriptIsWhole(t *testing.T) {
 	require.Empty(t, m.dead)
 	for s := range 4 {
 		sid := fmt.Sprintf("p%02d-s", s)
-		got, err := real.Messages(t.Context(), sid, 0, 1000)
+		got, err := stored.Messages(t.Context(), sid, 0, 1000)
 		require.NoError(t, err)
 		require.Len(t, got, each)
 		for i, g := range got {
 			require.EqualValues(t, i+1, g.Seq)
 		}
-		d, found, err := real.Session(t.Context(), sid)
+		d, found, err := stored.Session(t.Context(), sid)
 		require.NoError(t, err)
 		require.True(t, found)
 		require.EqualValues(t, each, d.Session.Seq)
