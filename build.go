@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -56,7 +57,7 @@ func build(s *config.Settings, log *slog.Logger) (*parts, error) {
 	}); err != nil {
 		return nil, err
 	}
-	if p.archive, err = archive.New(archive.Options{URI: s.Dbs.Chat.URI.Reveal(), Log: component("archive")}); err != nil {
+	if p.archive, err = archive.New(archive.Options{URI: s.Dbs.Chat.URI.Reveal(), Slow: slowOf(s), Log: component("archive")}); err != nil {
 		return nil, fmt.Errorf("dbs.chat.uri: %w", err)
 	}
 	if p.flusher, err = flush.New(flush.Options{Store: p.live, Archive: p.archive, Every: s.Cluster.FlushEvery, Log: component("flush")}); err != nil {
@@ -106,7 +107,7 @@ func (p *parts) face(s *config.Settings, history *chat.History, talk *chat.Chat,
 		Pages: assets.Handler(assets.Options{EmbedOrigins: s.Origins.Embed, Dev: s.Dev}), Log: log,
 		Options: server.Options{
 			Replica: p.replica, MaxConnections: s.Chatbox.MaxConnections, QueryToken: s.Auth.QueryToken, Window: s.Chatbox.ReconnectTimeout,
-			Presence: s.Cluster.PresenceLease, PerMinute: s.Chatbox.RateLimit, SocketRate: s.Limits.SocketRate, SocketBurst: s.Limits.SocketBurst,
+			Presence: s.Cluster.PresenceLease, TouchEvery: s.Cluster.TouchEvery, PerMinute: s.Chatbox.RateLimit, SocketRate: s.Limits.SocketRate, SocketBurst: s.Limits.SocketBurst,
 			OpensInFlight: s.Limits.OpensInFlight, QueueBytes: int(s.Limits.QueueBytes), WriteWait: ws.WriteWait, Idle: ws.IdleTimeout,
 			PingEvery: ws.PingPeriod,
 		},
@@ -141,7 +142,11 @@ func keyringOf(s *config.Settings) (*seal.Keyring, error) {
 
 func providersOf(s *config.Settings) []llm.Config {
 	var out []llm.Config
-	for _, c := range s.Chatbox.LLM.Providers {
+	providers := slices.Clone(s.Chatbox.LLM.Providers)
+	slices.SortStableFunc(providers, func(a, b config.Provider) int { // the set's first is the default
+		return rank(a.ID == s.Chatbox.LLM.DefaultModel) - rank(b.ID == s.Chatbox.LLM.DefaultModel)
+	})
+	for _, c := range providers {
 		headers := make(map[string]string, len(c.Headers))
 		for k, v := range c.Headers {
 			headers[k] = v.Reveal()
@@ -154,6 +159,22 @@ func providersOf(s *config.Settings) []llm.Config {
 		})
 	}
 	return out
+}
+
+// slowOf is from when on an operation of MongoDB is logged; 0: never.
+func slowOf(s *config.Settings) time.Duration {
+	if s.Dbs.Verbose <= 0 {
+		return 0
+	}
+	return s.Dbs.SlowThreshold
+}
+
+// rank sorts what is preferred before what is not.
+func rank(preferred bool) int {
+	if preferred {
+		return 0
+	}
+	return 1
 }
 
 // leewayOf turns the settings' 0, which means none, into package auth's negative.

@@ -49,6 +49,9 @@ func serve(ctx context.Context, s *config.Settings, log *slog.Logger) error {
 	}
 	keeping.run(fail, func(ctx context.Context) error { return p.live.RunKeeper(ctx, due{p.turns}) })
 	keeping.run(fail, func(ctx context.Context) error { return p.ensureIndexes(ctx, log) })
+	if s.Internal.Addr != "" {
+		keeping.run(fail, func(ctx context.Context) error { return serveOperator(ctx, s.Internal.Addr) })
+	}
 	flushing.run(fail, p.flusher.Run)
 	sockets.run(fail, p.server.Run)
 	sockets.run(fail, func(context.Context) error {

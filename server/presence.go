@@ -17,7 +17,7 @@ const touchBatch = 500
 // keepPresence renews the leases of this replica's sockets. A lease that Redis does not know any more is taken
 // anew: the socket still lives, so its session must not be counted as left.
 func (s *Server) keepPresence(ctx context.Context) error {
-	tick := time.NewTicker(s.opts.Presence / 3)
+	tick := time.NewTicker(s.opts.TouchEvery)
 	defer tick.Stop()
 	for {
 		select {

@@ -74,7 +74,8 @@ type Options struct {
 	MaxConnections int           // sockets on this replica, default 10000; beyond: 503
 	QueryToken     bool          // accept ?token=
 	Window         time.Duration // reconnect window, told to clients; default 15 min
-	Presence       time.Duration // lease of a socket in Redis, renewed at a third; default 95 s
+	Presence       time.Duration // lease of a socket in Redis; default 95 s
+	TouchEvery     time.Duration // how often leases are renewed; default a third of Presence, and never longer than half
 	PerMinute      int           // messages a minute and user, told to clients; default 100
 	SocketRate     float64       // frames a second of one socket, default 10
 	SocketBurst    int           // frames at once of one socket, default 40
@@ -106,6 +107,10 @@ func (o *Options) setDefaults() {
 			*n.field = n.value
 		}
 	}
+	if o.TouchEvery <= 0 {
+		o.TouchEvery = o.Presence / 3
+	}
+	o.TouchEvery = min(o.TouchEvery, o.Presence/2)
 	if o.SocketRate <= 0 {
 		o.SocketRate = 10
 	}

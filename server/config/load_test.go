@@ -224,14 +224,14 @@ func TestLoad_olderSpellings(t *testing.T) {
 }
 
 func TestLoad_unknownKeysInOwnTablesAreErrorsWithSuggestion(t *testing.T) {
-	text := refused(t, config.LoadOptions{Env: []string{"CHATBOX__REDIS__ULR=x", "CHATBOX__NOTHING=1"}, Flags: map[string]string{"limits.frame_byte": "1"}},
+	text := refused(t, config.LoadOptions{Env: []string{"CHATBOX__REDIS__ULR=x", "CHATBOX__NOTHING=1"}, Flags: map[string]string{"limits.queue_byte": "1"}},
 		"[chatbox]\nrate_limits = 1\nmax_conections = 1\nzzz = 1\n[[chatbox.llm.providers]]\nid = \"a\"\ntype = \"dify\"\napikey = \"k\"\n"+
 			"[server]\nprot = 1\n[cluster]\nkeeper_leese = \"1s\"\n[[llm.providers]]\nmodle = \"x\"")
 	for _, want := range []string{
 		"chatbox.rate_limits", "did you mean rate_limit?", "did you mean max_connections?", "chatbox.zzz",
 		"chatbox.llm.providers[0].apikey", "did you mean apiKey?", "server.prot", "did you mean port?",
 		"did you mean keeper_lease?", "llm.providers[0].modle", "did you mean model?",
-		"variable CHATBOX__REDIS__ULR: unknown key redis.ulr", "unknown key nothing", "did you mean frame_bytes?",
+		"variable CHATBOX__REDIS__ULR: unknown key redis.ulr", "unknown key nothing", "did you mean queue_bytes?",
 	} {
 		assert.Contains(t, text, want)
 	}
@@ -255,7 +255,7 @@ func TestLoad_tellsAllProblemsAtOnceWithKeyAndSource(t *testing.T) {
 chatbox.reconnect_timeout = 15
 chatbox.max_connections = 1.5
 chatbox.addr = "nowhere"
-limits.frame_bytes = "many"
+limits.queue_bytes = "many"
 auth = { algorithm = "RS256", leeway = "-1s", query_token = "perhaps" }
 origins = { allowed = ["*"], embed = ["null"] }
 cluster = { touch_every = "100s", replica_id = "a.b" }
@@ -267,7 +267,7 @@ internal = 5
 		"app.port (variable CHATBOX__APP__PORT): must be a whole number, is \"many\"",
 		"chatbox.jwt_secret (variable CHATBOX__CHATBOX__JWT_SECRET_FILE): read value",
 		"chatbox.rate_limit (", "must be 1 to", "chatbox.reconnect_timeout (", `needs a unit, as in "15s"`,
-		"chatbox.max_connections (", "chatbox.addr (", "limits.frame_bytes (", "auth.algorithm (", "auth.leeway (", "auth.query_token (",
+		"chatbox.max_connections (", "chatbox.addr (", "limits.queue_bytes (", "auth.algorithm (", "auth.leeway (", "auth.query_token (",
 		"origins.allowed[0]", "origins.embed[0]", "cluster.touch_every", "cluster.replica_id", "llm.attempts", "default_model",
 		"providers[0].type", "providers[1].id", "providers[1].model", "providers[1].endpoint", "redis.prefix", "internal (",
 	} {

@@ -66,8 +66,6 @@ type Chatbox struct {
 	MaxConnections int `toml:"max_connections" default:"10000"`
 	// Messages, uploads, voice messages and help requests per minute and user, counted over all replicas.
 	RateLimit int `toml:"rate_limit" default:"100"`
-	// Newest events that a client without a usable position gets; older ones are fetched by pages.
-	HistoryMessages int `toml:"history_messages" default:"50"`
 	// WebSocket details.
 	WebSocket WebSocket `toml:"websocket"`
 	// Language models.
@@ -76,13 +74,13 @@ type Chatbox struct {
 
 // WebSocket holds the details of the sockets.
 type WebSocket struct {
-	// Read buffer per socket. Small, because there are many sockets and frames are short.
+	// Accepted for files that have it, without effect: sockets keep no buffers of their own while they are idle.
 	ReadBufferSize Size `toml:"read_buffer_size" default:"1024"`
-	// Write buffer per socket.
+	// Accepted for files that have it, without effect, as read_buffer_size.
 	WriteBufferSize Size `toml:"write_buffer_size" default:"1024"`
 	// How often the server pings. 0: never; clients ping anyway.
 	PingPeriod time.Duration `toml:"ping_period" default:"54s"`
-	// How long a ping of the server may go unanswered before this is logged. It never closes earlier than idle_timeout.
+	// Accepted for files that have it, without effect: life is judged by what the client sends, see idle_timeout.
 	PongWait time.Duration `toml:"pong_wait" default:"60s"`
 	// How long one write to a socket may take before the client counts as gone.
 	WriteWait time.Duration `toml:"write_wait" default:"10s"`
@@ -206,10 +204,6 @@ type Origins struct {
 
 // Limits bound what clients can cost.
 type Limits struct {
-	// Largest frame from a client. Larger ones get TOO_LARGE and a close.
-	FrameBytes Size `toml:"frame_bytes" default:"65536"`
-	// Sockets of one user on all replicas: tabs and devices.
-	SocketsPerUser int `toml:"sockets_per_user" default:"20"`
 	// Frames per second that one socket may send for long.
 	SocketRate float64 `toml:"socket_rate" default:"10"`
 	// Frames that one socket may send at once.
@@ -248,6 +242,6 @@ type Cluster struct {
 
 // Internal is the listener for operators.
 type Internal struct {
-	// Address of metrics and profiles, as 127.0.0.1:9090. Empty: off. Never reachable from outside: it has no login.
+	// Address of profiles (/debug/pprof/), as 127.0.0.1:9090. Empty: off. Keep it unreachable from outside: it has no login.
 	Addr string `toml:"addr"`
 }
