@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -11,7 +12,7 @@ import (
 )
 
 // keptDelay is after which time a session that may not expire yet is looked at again.
-const keptDelayMS = 5000
+const keptDelay = 5 * time.Second
 
 // End ends the session now, for the given reason; next, if not empty, is the session that follows. A running answer
 // is cut. To end a session that has ended is no error. Errors: ErrNotFound, ErrAway.
@@ -68,7 +69,7 @@ func (s *Store) expireNow(ctx context.Context, sid string) error {
 	}
 	for range maxRounds {
 		r, err := s.run(ctx, s.sc.expire, p.eventKeys(sid, f.user), append(s.args(p, sid, 5),
-			e.id, e.h, e.c, s.o.Window.Milliseconds(), keptDelayMS)...)
+			e.id, e.h, e.c, s.o.Window.Milliseconds(), keptDelay.Milliseconds())...)
 		if err != nil {
 			return err
 		}

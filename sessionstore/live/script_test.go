@@ -374,3 +374,53 @@ func TestNew_reportsAllProblemsAtOnce(t *testing.T) {
 		require.ErrorContains(t, err, part)
 	}
 }
+
+// Promise 51: a help request marks the session, and (Beyond B14) the session does not expire while it waits.
+func TestAppend_ofAHelpRequestMarksAndKeepsTheSession(t *testing.T) {
+	s := newTestStore(t, func(o *Options) { o.Window, o.Presence, o.HelpWait = time.Millisecond, time.Millisecond, time.Minute })
+	ctx := testContext(t)
+	sid := openSession(t, s, "u1")
+	h := question(sid, "please")
+	h.Owe, h.Help, h.Event.Type = false, true, sessionstore.TypeHelpRequest
+	_, err := s.Append(ctx, h)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return dueAt(t, s, "end", sid) < s.client.Time(ctx).Val().UnixMilli() },
+		time.Second, time.Millisecond)
+	require.NoError(t, s.expire(ctx, sid))
+	ses, err := s.Session(ctx, sid)
+	require.NoError(t, err)
+	assert.True(t, ses.Active)
+	assert.True(t, ses.HelpRequested)
+	assert.Equal(t, sessionstore.OwnerWaiting, ses.Owner)
+	assert.Zero(t, ses.Messages)
+	ask(t, s, sid, "the AI goes on answering")
+	_, err = s.Acquire(ctx, sid)
+	require.NoError(t, err)
+
+	s.o.HelpWait = time.Millisecond
+	other := openSession(t, s, "u2")
+	h.Event.SessionID = other
+	_, err = s.Append(ctx, h)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		require.NoError(t, s.expire(ctx, other))
+		ses, err := s.Session(ctx, other)
+		return err == nil && !ses.Active
+	}, 5*time.Second, 5*time.Millisecond, "not for ever")
+}
+
+// Beyond B2: a replica that has fanned out more than Redis knows proves that Redis has lost its tail.
+func TestAppend_afterSomebodySawMoreBeginsANewEpoch(t *testing.T) {
+	s := newTestStore(t, nil)
+	ctx := testContext(t)
+	sid := openSession(t, s, "u1")
+	before := epochOf(t, s, sid)
+	p, err := s.part(sid)
+	require.NoError(t, err)
+	args := append(s.args(p, sid, 9), "user:x", "h", "", 0, "", 1000, "", "", "")
+	args[4] = 700 // seen
+	r, err := s.run(ctx, s.sc.append, p.appendKeys(sid), args...)
+	require.NoError(t, err)
+	assert.NotEqual(t, before, r.str(1))
+	assert.EqualValues(t, 1701, r.num(2))
+}

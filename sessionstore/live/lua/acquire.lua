@@ -6,7 +6,10 @@
 -- Returns  OK gen hash, model, header fragments of the questions, chunks | SETTLE | RETRY | CLEARED | HELD | NOTOWED
 --          | ENDED | ASSISTED | NOTFOUND
 local S = session()
-if not S then return { 'NOTFOUND' } end
+if not S then
+  call('ZREM', KEYS[3], 'ask:' .. ARGV[1], 'gen:' .. ARGV[1])
+  return { 'NOTFOUND' }
+end
 if S.st ~= 'active' then return { 'ENDED' } end
 local due = 'gen:' .. S.id
 local g = call('HMGET', S.gen, 'state', 'qn', 'tok')
