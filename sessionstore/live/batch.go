@@ -210,6 +210,55 @@ func (b *batcher) leave(c *batchCall) {
 	}
 }
 
+// batchers is one batcher for each primary, so that a node of a cluster that does not answer holds up its own
+// callers only. With a single Redis there is one.
+type batchers struct {
+	// Set once by newBatchers.
+	client  redis.UniversalClient
+	cluster *redis.ClusterClient // nil: a single Redis
+	log     *slog.Logger
+	one     *batcher
+
+	mu     sync.Mutex // guards byNode; never held during I/O
+	byNode map[string]*batcher
+}
+
+func newBatchers(client redis.UniversalClient, log *slog.Logger) *batchers {
+	cluster, _ := client.(*redis.ClusterClient)
+	return &batchers{
+		client:  client,
+		cluster: cluster,
+		log:     log,
+		one:     newBatcher(client, log),
+		byNode:  make(map[string]*batcher),
+	}
+}
+
+// Do is batcher.Do, with the batcher of the primary that has keys[0]. Where that is wrong because a slot has moved,
+// go-redis follows.
+func (b *batchers) Do(ctx context.Context, script *redis.Script, keys []string, args ...any) (any, error) {
+	return b.of(ctx, keys[0]).Do(ctx, script, keys, args...)
+}
+
+func (b *batchers) of(ctx context.Context, key string) *batcher {
+	if b.cluster == nil {
+		return b.one
+	}
+	node, err := b.cluster.MasterForKey(ctx, key)
+	if err != nil { // the call will say why
+		return b.one
+	}
+	addr := node.Options().Addr
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	own := b.byNode[addr]
+	if own == nil {
+		own = newBatcher(b.client, b.log)
+		b.byNode[addr] = own
+	}
+	return own
+}
+
 // sizeOf is about how many bytes a call takes on the wire.
 func sizeOf(keys []string, args []any) int {
 	n := 64

@@ -116,3 +116,14 @@ func moveSlot(t *testing.T, nodes []*redisServer, from *redis.Client, slot int) 
 		require.NoError(t, c.Do(ctx, "cluster", "setslot", slot, "node", toID).Err())
 	}
 }
+
+func TestCluster_gathers_calls_of_each_primary_apart(t *testing.T) {
+	s := newStoreAt(t, clusterURL(sharedCluster(t)), nil)
+	nodes := map[*batcher]bool{}
+	for p := range Partitions {
+		b := s.pl.batch.of(t.Context(), s.parts[p].wal())
+		require.Same(t, b, s.pl.batch.of(t.Context(), s.parts[p].due()), "a partition stays with its node")
+		nodes[b] = true
+	}
+	require.Len(t, nodes, 3)
+}

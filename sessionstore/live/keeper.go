@@ -36,6 +36,8 @@ const (
 	outage = 30 * time.Second
 	// hurry is how soon a replica looks again for partitions that should be its own and are not yet.
 	hurry = time.Second
+	// sideTimeout bounds what is asked beside the leases themselves, so that it cannot cost them.
+	sideTimeout = time.Second
 	// goodbyeTimeout bounds giving up all leases at the end.
 	goodbyeTimeout = 2 * time.Second
 )
@@ -54,7 +56,8 @@ type keeper struct {
 	kept map[int]lease
 
 	// Owned by the goroutine that renews.
-	reached time.Time // when Redis last answered
+	reached time.Time // when all of Redis last answered
+	live    []string  // replicas as last seen
 
 	// Owned by the goroutine that sweeps.
 	inst    map[int]string    // as last seen
@@ -137,21 +140,26 @@ func (k *keeper) renewLoop(ctx context.Context) {
 }
 
 // renew says that this replica lives, takes or renews the leases of its share and gives up the others. short means
-// that a partition of the share is still held elsewhere.
+// that a partition of the share is still held elsewhere. A cluster node that is down costs its own partitions only.
 func (k *keeper) renew(ctx context.Context) (short bool, err error) {
+	var errs []error
+	if live, err := k.register(ctx, k.s.o.ReplicaLease); err == nil {
+		k.live = live
+	} else if errs = append(errs, err); len(k.live) == 0 {
+		return false, err
+	}
+	short, err = k.renewLeases(ctx)
+	errs = append(errs, err, k.s.pl.checkInst(ctx))
+	return short, errors.Join(errs...)
+}
+
+func (k *keeper) renewLeases(ctx context.Context) (short bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, k.s.o.KeeperLease/3)
 	defer cancel()
-	if err := k.s.pl.checkInst(ctx); err != nil {
-		return false, err
-	}
-	live, err := k.register(ctx, k.s.o.ReplicaLease)
-	if err != nil {
-		return false, err
-	}
 	start := time.Now()
 	calls := make([]*invocation, Partitions)
 	for p := range calls {
-		if calls[p], err = k.call(ctx, p, preferred(live, p) == k.s.replica); err != nil {
+		if calls[p], err = k.call(ctx, p, preferred(k.live, p) == k.s.replica); err != nil {
 			return false, err
 		}
 	}
@@ -201,6 +209,8 @@ func (k *keeper) call(ctx context.Context, p int, want bool) (*invocation, error
 
 // register renews the replica's own lease, or ends it (life 0), and returns the replicas that live.
 func (k *keeper) register(ctx context.Context, life time.Duration) (live []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, sideTimeout)
+	defer cancel()
 	c, err := k.s.pl.invocation(ctx, k.s.pl.sc.replicas, []string{k.s.parts[0].replicas()}, k.s.replica, life.Milliseconds())
 	if err != nil {
 		return nil, fmt.Errorf("renew replica lease: %w", err)

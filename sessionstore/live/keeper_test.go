@@ -136,6 +136,40 @@ func TestKeeper_neverTakesALeaseThatSomebodyHolds(t *testing.T) {
 	require.Equal(t, Partitions, total)
 }
 
+func TestKeepScript_leavesTheLeaseToItsHolder(t *testing.T) {
+	s := newTestStore(t, nil)
+	keep := func(mode, held, fresh string) string {
+		c, err := s.pl.invocation(t.Context(), s.pl.sc.keep, []string{s.parts[1].keeper()}, mode, held, fresh, 60000)
+		require.NoError(t, err)
+		invoke(t.Context(), s.client, []*invocation{c})
+		require.NoError(t, c.err)
+		return c.val.(string)
+	}
+	require.Equal(t, "a1", keep(modeKeep, "", "a1"))
+	require.Equal(t, "a1", keep(modeKeep, "", "a1"), "the same call again: its reply was lost")
+	require.Equal(t, "a1", keep(modeKeep, "a1", "a2"), "a renewal keeps the token")
+	require.Empty(t, keep(modeKeep, "", "b1"))
+	require.Empty(t, keep(modeFree, "b1", "b2"))
+	require.Equal(t, "a1", keep(modeKeep, "a1", "a3"), "nobody else can give it up")
+	require.Empty(t, keep(modeFree, "a1", "a4"))
+	require.Equal(t, "b3", keep(modeKeep, "", "b3"))
+	require.Empty(t, keep(modeKeep, "a1", "a5"), "a token that has passed is worth nothing")
+}
+
+// A node of the cluster that holds the list of replicas may be down while the others work.
+func TestKeeper_renewsLeasesWithoutTheListOfReplicas(t *testing.T) {
+	s := keeping(t, nil)
+	before := s.pl.keeper.holding()
+	require.NoError(t, s.client.Set(t.Context(), s.parts[0].replicas(), "not a zset", 0).Err())
+	require.Error(t, renewOnce(s))
+	after := s.pl.keeper.holding()
+	require.Len(t, after, Partitions)
+	for p, l := range after {
+		require.Equal(t, before[p].token, l.token)
+		require.True(t, l.until.After(before[p].until))
+	}
+}
+
 func TestPreferred_movesOnlyWhatMust(t *testing.T) {
 	three := []string{"a", "b", "c"}
 	share := map[string]int{}

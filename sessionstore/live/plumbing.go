@@ -15,7 +15,7 @@ import (
 type plumbing struct {
 	// Set once by newPlumbing.
 	s      *Store
-	batch  *batcher
+	batch  *batchers
 	bus    *bus
 	keeper *keeper
 	guard  *instGuard
@@ -30,7 +30,7 @@ type plumbingScripts struct {
 func newPlumbing(s *Store) *plumbing {
 	return &plumbing{
 		s:      s,
-		batch:  newBatcher(s.client, s.log),
+		batch:  newBatchers(s.client, s.log),
 		bus:    newBus(s),
 		keeper: newKeeper(s),
 		guard:  newInstGuard(s.prefix, s.log),
@@ -95,6 +95,8 @@ func (p *plumbing) invocation(ctx context.Context, sc *script, keys []string, ar
 
 // checkInst notices a primary that was replaced without a connection being lost, as behind a proxy.
 func (p *plumbing) checkInst(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, sideTimeout)
+	defer cancel()
 	var err error
 	switch c := p.s.client.(type) {
 	case *redis.ClusterClient:
