@@ -161,7 +161,9 @@ func (d sessionDoc) update() (bson.D, error) {
 	return bson.D{{Key: "$set", Value: set}}, nil
 }
 
-// state is the document as the callers know it. Durable is last_seq: a document is written after the messages up to it.
+// state is the document as the callers know it. Durable is last_seq: a document is written after the messages that were
+// in the WAL when it was read, so it may be ahead by what was appended in that very moment. Whoever needs to know for
+// certain looks at the newest message.
 func (d sessionDoc) state() sessionstore.SessionDoc {
 	s := sessionstore.Session{
 		ID: d.ID, UserID: d.UserID, UserName: d.UserName, ModelID: d.ModelID, Active: d.End == nil,
