@@ -56,7 +56,7 @@ type Set struct {
 type entry struct {
 	provider Provider // nil: of a type that is not available
 	config   Config
-	close    func()
+	release  func()
 	tokens   *calibration
 }
 
@@ -112,13 +112,13 @@ func newSet(o SetOptions) *Set {
 	return s
 }
 
-func (s *Set) add(c Config, p Provider, close func()) {
+func (s *Set) add(c Config, p Provider, release func()) {
 	name := c.Name
 	if name == "" {
 		name = c.ID
 	}
 	s.models = append(s.models, Model{ID: c.ID, Name: name, Provider: c.Type})
-	s.entries[c.ID] = entry{provider: p, config: c, close: close, tokens: &calibration{}}
+	s.entries[c.ID] = entry{provider: p, config: c, release: release, tokens: &calibration{}}
 }
 
 // Models returns the models that can be used, in the order of the settings.
@@ -144,8 +144,8 @@ func (s *Set) Limits(id string) (contextTokens, maxOutput int) {
 // Close gives up idle connections. Requests under way go on.
 func (s *Set) Close() {
 	for _, e := range s.entries {
-		if e.close != nil {
-			e.close()
+		if e.release != nil {
+			e.release()
 		}
 	}
 }
