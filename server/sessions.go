@@ -101,13 +101,25 @@ func (s *Server) listSessions(c echo.Context) error {
 		if found && doc.Session.ID == active.ID {
 			continue
 		}
-		sess, err := s.named(doc)
+		sess, err := s.current(ctx, doc)
 		if err != nil {
 			return err
 		}
 		items = append(items, item(sess))
 	}
 	return c.JSON(http.StatusOK, list{Items: items, Next: next, Partial: partial})
+}
+
+// current returns a stored session as it is now: one that has just ended may still be active in MongoDB, until the
+// flusher has come by.
+func (s *Server) current(ctx context.Context, doc sessionstore.SessionDoc) (sessionstore.Session, error) {
+	if doc.Session.Active {
+		sess, err := s.deps.Live.Session(ctx, doc.Session.ID)
+		if !errors.Is(err, sessionstore.ErrNotFound) {
+			return sess, err
+		}
+	}
+	return s.named(doc)
 }
 
 func (s *Server) named(doc sessionstore.SessionDoc) (sessionstore.Session, error) {

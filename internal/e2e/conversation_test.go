@@ -295,6 +295,16 @@ func TestSessions_listAndHistory(t *testing.T) {
 		assert.EqualValues(t, 4410, u.closed)
 		assert.Equal(t, "session_ended", u.events[len(u.events)-1].Type)
 		assert.Equal(t, 200, c.request("POST", c.lb(), "/chat/sessions/"+u.sessionID+"/end", u.token, nil), "ending twice is no error")
+		var now struct {
+			Items []struct {
+				ID     string `json:"id"`
+				Active bool   `json:"active"`
+			} `json:"items"`
+		}
+		require.Equal(t, 200, c.request("GET", c.lb(), "/chat/sessions", u.token, &now))
+		for _, it := range now.Items {
+			assert.False(t, it.Active, "a session that has ended is not shown as active, however far MongoDB is")
+		}
 	}
 	var list struct {
 		Items []struct {
