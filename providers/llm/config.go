@@ -73,7 +73,7 @@ func (c Config) check(i int) error {
 			bad("%v", err)
 		}
 	}
-	if c.Type == TypeOpenAI && c.APIKey == "" && c.Headers == nil && strings.Contains(c.endpoint(), "//api.openai.com") {
+	if c.Type == TypeOpenAI && c.APIKey == "" && len(c.Headers) == 0 && strings.Contains(c.endpoint(), "//api.openai.com") {
 		bad("apiKey is missing")
 	}
 	if !headerValue(c.APIKey) {

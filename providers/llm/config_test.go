@@ -45,7 +45,7 @@ func TestNewSet_namesEveryProblemAtOnce(t *testing.T) {
 		{ID: "d", Type: TypeOpenAI, Endpoint: "llm.test/v1?key=hidden-1"},
 		{ID: "e", Type: TypeOpenAI, Endpoint: "http://user:hidden-2@llm.test"},
 		{ID: "f", Type: TypeOpenAI, Endpoint: "http://\x7f"},
-		{ID: "g", Type: TypeOpenAI},
+		{ID: "g", Type: TypeOpenAI, Headers: map[string]string{}},
 		{ID: "h", Type: TypeOpenAI, Endpoint: "http://llm.test", APIKey: "hidden-3\n", Headers: map[string]string{"X-A": "hidden-4\r", "a b": "c"}},
 		{ID: "i", Type: TypeAnthropic, Endpoint: "ftp://llm.test"},
 		{ID: "j", Type: TypeOpenAI, Endpoint: "http://llm.test", Idle: -1, MaxTokensField: "tokens", SystemRole: "root", MaxOutput: -1},
