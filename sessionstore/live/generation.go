@@ -158,7 +158,8 @@ func (s *Store) chunk(ctx context.Context, g *sessionstore.Generation, attempt, 
 }
 
 // Finish writes the answer's durable event, ev, whose ids and sender are set here, and gives up the lease. more says
-// that further questions are owed an answer. Errors: ErrFenced, ErrEnded, ErrGap, ErrNotFound, ErrAway.
+// that further questions are owed an answer. Duplicate says that the answer's event was there before: from an earlier
+// try, or because the answer was cut and its partial kept. Errors: ErrFenced, ErrEnded, ErrGap, ErrNotFound, ErrAway.
 func (s *Store) Finish(ctx context.Context, g *sessionstore.Generation, ev sessionstore.Event) (a sessionstore.Appended, more bool, err error) {
 	sid := g.SessionID
 	ev.Type, ev.SessionID, ev.MessageID, ev.Sender = sessionstore.TypeAIResponse, sid, g.AnswerID, sessionstore.SenderAI

@@ -159,8 +159,8 @@ func TestCut_racedAtEveryChunk(t *testing.T) {
 					return
 				}
 			}
-			_, _, err := s.Finish(ctx, &g, finalEvent(g))
-			finished = err == nil
+			a, _, err := s.Finish(ctx, &g, finalEvent(g))
+			finished = err == nil && !a.Duplicate
 		})
 		wg.Go(func() {
 			<-reached

@@ -29,7 +29,8 @@ type script struct {
 // Parts of a script that come before its own file.
 const (
 	onlyPrelude = "prelude"
-	withEvent   = "prelude event" // for scripts that write events
+	withEvent   = "prelude event"      // for scripts that write ordinary events
+	withLife    = "prelude event life" // for scripts that begin or end answers, holds and sessions
 )
 
 // loadScript reads lua/<name>.lua.
@@ -80,24 +81,24 @@ func loadScripts() (scripts, error) {
 	}{
 		{&sc.append, "append", withEvent, false},
 		{&sc.publish, "publish", onlyPrelude, false},
-		{&sc.open, "open", withEvent, true},
+		{&sc.open, "open", withLife, true},
 		{&sc.touch, "touch", onlyPrelude, true},
 		{&sc.gone, "gone", onlyPrelude, true},
 		{&sc.read, "read", withEvent, true}, // writes an epoch at most
 		{&sc.restore, "restore", withEvent, true},
-		{&sc.rebuild, "rebuild", withEvent, true},
-		{&sc.acquire, "acquire", withEvent, true},
+		{&sc.rebuild, "rebuild", withLife, true},
+		{&sc.acquire, "acquire", withLife, true},
 		{&sc.book, "book", onlyPrelude, true},
 		{&sc.renew, "renew", onlyPrelude, true},
 		{&sc.chunk, "chunk", onlyPrelude, false},
-		{&sc.final, "final", withEvent, true},
+		{&sc.final, "final", withLife, true},
 		{&sc.release, "release", onlyPrelude, true},
 		{&sc.stop, "stop", onlyPrelude, true},
-		{&sc.readmit, "readmit", withEvent, true},
-		{&sc.cut, "cut", withEvent, true},
+		{&sc.readmit, "readmit", withLife, true},
+		{&sc.cut, "cut", withLife, true},
 		{&sc.running, "running", onlyPrelude, true},
-		{&sc.settle, "settle", withEvent, true},
-		{&sc.expire, "expire", withEvent, true},
+		{&sc.settle, "settle", withLife, true},
+		{&sc.expire, "expire", withLife, true},
 	} {
 		var err error
 		*l.to, err = loadScript(l.name, l.parts, l.reserve)

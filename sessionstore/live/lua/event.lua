@@ -44,7 +44,7 @@ local function roll(S, high)
 end
 
 -- changed has the session's document written soon; ordinary events only see to it that it is written some time.
-local function changed(S) call('ZADD', KEYS[4], 'LT', now, S.id) end
+local function changed(S) call('ZADD', KEYS[4], 'LT', int(now), S.id) end
 
 -- emit writes the event (id, h, c) and returns its seq. The caller has checked DUP, then ENDED, then FENCED, in
 -- this order. counts is 1 for what a person or the AI said. The first write is one that a full Redis refuses, so
@@ -66,94 +66,6 @@ end
 local function owe(S, question, seq, at)
   call('ZADD', S.ask, 'NX', seq, question)
   call('ZADD', KEYS[3], 'NX', int(at), 'ask:' .. S.id)
-end
-
--- answered takes the questions (space-separated) off what is owed. Returns how many are left, which are due now.
-local function answered(S, questions)
-  for q in string.gmatch(questions or '', '%S+') do call('ZREM', S.ask, q) end
-  local left = call('ZCARD', S.ask)
-  if left > 0 then call('ZADD', KEYS[3], int(now), 'ask:' .. S.id) else call('ZREM', KEYS[3], 'ask:' .. S.id) end
-  return left
-end
-
--- usage books what an answer cost and how long it took.
-local function usage(S, tokens, response)
-  if tokens > 0 then call('HINCRBY', S.key, 'tk', tokens) end
-  if response <= 0 then return end
-  call('HINCRBY', S.key, 'rs', response)
-  call('HINCRBY', S.key, 'rn', 1)
-  local most = tonumber(call('HGET', S.key, 'rm') or 0)
-  if response > most then call('HSET', S.key, 'rm', int(response)) end
-end
-
--- idle forgets the running answer: nobody may write a chunk of it any more.
-local function idle(S)
-  call('HSET', S.gen, 'state', 'done')
-  call('HDEL', S.gen, 'tok', 'stop', 'ck', 'cid', 'ch', 'cc', 'cw')
-  call('DEL', S.gc)
-  call('ZREM', KEYS[3], 'gen:' .. S.id, 'cut:' .. S.id)
-end
-
--- finish writes the session's end, at the given time, and takes it off every list of the living.
-local function finish(S, id, h, c, at)
-  local seq = emit(S, id, h, c, 0)
-  local v = call('HMGET', S.key, 'iv', 'is', 'ct')
-  local interval = (v[2] or v[3] or int(at)) .. '-' .. int(at)
-  if v[1] and v[1] ~= '' then interval = v[1] .. ',' .. interval end
-  call('HSET', S.key, 'st', 'ended', 'et', int(at), 'iv', interval)
-  S.st = 'ended'
-  if call('EXISTS', S.gen) == 1 then idle(S) end
-  call('DEL', S.ask, S.c)
-  call('ZREM', KEYS[12], S.id)
-  call('ZREM', KEYS[13], S.id)
-  call('ZREM', KEYS[3], 'end:' .. S.id, 'ask:' .. S.id, 'hold:' .. S.id, 'help:' .. S.id)
-  if call('GET', KEYS[14]) == S.id then call('DEL', KEYS[14]) end
-  changed(S)
-  return seq
-end
-
--- take gives the session to a person. What was owed is the person's to answer.
-local function take(S, admin, name, fence)
-  call('HSET', S.key, 'ow', 'human', 'aid', admin, 'an', name, 'fence', fence, 'asst', '1')
-  call('DEL', S.ask)
-  call('ZREM', KEYS[3], 'ask:' .. S.id)
-  S.ow = 'human'
-  changed(S)
-end
-
--- cause writes the event that ends a running answer from outside.
-local function cause(S, kind, id, h, c)
-  if kind == 'end' then return finish(S, id, h, c, now) end
-  local seq = emit(S, id, h, c, 0)
-  changed(S)
-  return seq
-end
-
--- kept says why a session may not expire: an answer runs, a person holds it, or help waits (for a time).
-local function kept(S)
-  if S.ow == 'human' then return true end
-  local state = call('HGET', S.gen, 'state')
-  if state == 'run' then return true end
-  if S.ow ~= 'waiting' then return false end
-  local untilTime = call('HGET', S.key, 'hw')
-  return untilTime and now < tonumber(untilTime)
-end
-
--- present gives a socket its lease and moves the session's deadline with it. Without a socket ('') the window runs from
--- now, unless somebody is there.
-local function present(S, conn, lease, window)
-  if conn == '' then
-    if not call('ZSCORE', KEYS[13], S.id) then
-      call('ZADD', KEYS[13], int(now + window), S.id)
-      call('ZADD', KEYS[3], int(now + window), 'end:' .. S.id)
-    end
-    return
-  end
-  local till = now + lease
-  call('ZADD', S.c, int(till), conn)
-  call('ZADD', KEYS[12], int(till), S.id)
-  call('ZADD', KEYS[13], int(till + window), S.id)
-  call('ZADD', KEYS[3], int(till + window), 'end:' .. S.id)
 end
 
 -- trim drops the oldest records that are in MongoDB until the log fits into limit bytes. The newest one stays.
