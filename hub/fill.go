@@ -166,7 +166,7 @@ func (m *member) takeLiveLocked(page *Page, k *kicks) {
 // of the page has read it later itself.
 func (m *member) resumeLocked(page *Page, chunks []*Message, k *kicks) {
 	r := page.Running
-	if r == nil || m.cursor.Seq > page.Seq || m.run.ended && m.run.answer == r.Answer {
+	if r == nil || m.cursor.Seq > page.Seq {
 		return
 	}
 	m.rerunLocked(r, false, k)

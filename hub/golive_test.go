@@ -27,13 +27,19 @@ func (th *testHub) join(t *testing.T, topic string) (*hub.Client, *websocket.Con
 
 func TestJoin_subscribesBeforeItReads(t *testing.T) {
 	th := newTestHub(t, hub.Options{})
-	th.source.subscribing = func(topic string) { th.source.append(topic, "before the subscription") }
-	th.source.reading = func(string, hub.Position) {
-		require.True(t, th.source.subscribed["s"])
+	early := make(chan struct{})
+	th.source.subscribing = func(topic string) {
+		select {
+		case <-early:
+		case <-time.After(50 * time.Millisecond): // nothing is read until this returns
+		}
+		th.source.append(topic, "lost on the bus")
 	}
+	var once sync.Once
+	th.source.reading = func(string, hub.Position) { once.Do(func() { close(early) }) }
 	c, ws := th.dial(t)
 	require.NoError(t, c.Join("s", hub.Position{}, []byte("live")))
-	require.Equal(t, "event s 1 1 before the subscription", read(t, ws))
+	require.Equal(t, "event s 1 1 lost on the bus", read(t, ws))
 	require.Equal(t, "live", read(t, ws))
 }
 
@@ -164,6 +170,36 @@ func TestResync_showsTheRunningAnswerAgain(t *testing.T) {
 	require.Equal(t, "chunk a 3,", read(t, ws), "the text before it has been replaced")
 	th.source.chunk("s", "a", 4)
 	require.Equal(t, "chunk a 4,", read(t, ws))
+}
+
+// A client that has read the end of the answer already is not shown an older state of it by a fill.
+func TestResync_doesNotShowAnOldAnswerToWhoIsAhead(t *testing.T) {
+	th := newTestHub(t, hub.Options{})
+	th.source.lose = func(m *hub.Message) bool { return m.Answer != "" && m.Seq > 0 }
+	_, first := th.join(t, "s")
+	th.source.chunk("s", "a", 1)
+	require.Equal(t, "chunk a 1,", read(t, first))
+
+	stalled, release := make(chan struct{}), make(chan struct{})
+	var reads atomic.Int32
+	th.source.set(func() {
+		th.source.reading = func(string, hub.Position) {
+			if reads.Add(1) == 1 {
+				close(stalled)
+				<-release
+			}
+		}
+	})
+	th.Resync("s")
+	<-stalled // the page with the running answer is made, not delivered
+	th.source.final("s", "a")
+	_, second := th.join(t, "s")
+	close(release)
+	require.Equal(t, "running a 1,", read(t, first))
+	th.source.append("s", "k")
+	require.Equal(t, "final s 1 1 a", read(t, first))
+	require.Equal(t, "event s 1 2 k", read(t, first))
+	require.Equal(t, "event s 1 2 k", read(t, second))
 }
 
 // Events that are not durable come at once, also to a client whose topic waits for the store.
