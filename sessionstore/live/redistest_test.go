@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -73,6 +74,7 @@ func (quiet) Printf(context.Context, string, ...any) {}
 // redisServer is a redis-server process on the loopback interface.
 type redisServer struct {
 	cmd  *exec.Cmd
+	life io.Closer // a pipe: the server is killed when it closes, also because the test's process has died
 	port int
 	out  bytes.Buffer
 	done chan struct{}
@@ -82,7 +84,7 @@ func (r *redisServer) addr() string { return "127.0.0.1:" + strconv.Itoa(r.port)
 func (r *redisServer) url() string  { return "redis://" + r.addr() }
 
 func (r *redisServer) stop() {
-	_ = r.cmd.Process.Kill()
+	_ = r.life.Close()
 	<-r.done
 }
 
@@ -126,8 +128,12 @@ func launchRedis(dir string, cluster bool, args ...string) (*redisServer, error)
 			all = append(all, "--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf",
 				"--cluster-node-timeout", "2000")
 		}
-		r.cmd = exec.Command("redis-server", append(all, args...)...)
+		const tied = `redis-server "$@" & pid=$!; read -r _; kill -9 $pid; wait $pid`
+		r.cmd = exec.Command("sh", append([]string{"-c", tied, "sh"}, append(all, args...)...)...)
 		r.cmd.Stdout, r.cmd.Stderr = &r.out, &r.out
+		if r.life, err = r.cmd.StdinPipe(); err != nil {
+			return nil, err
+		}
 		if err := r.cmd.Start(); err != nil {
 			return nil, err
 		}
