@@ -59,6 +59,8 @@ type user struct {
 	live      bool
 	events    []frame           // durable events, own messages included, in order
 	own       map[string]string // message_id -> content, sent and not seen in the order yet
+	texts     map[string]string // content of all that was ever sent: what a real client keeps until it is durable
+	lost      int               // messages that were acknowledged and then missing from a snapshot: sent again
 	acked     map[string]int64
 	dups      int
 	running   map[string]*running
@@ -80,7 +82,7 @@ type running struct {
 }
 
 func newUser(id, token string) *user {
-	return &user{id: id, token: token, own: map[string]string{}, acked: map[string]int64{}, running: map[string]*running{}, changed: make(chan struct{})}
+	return &user{id: id, token: token, own: map[string]string{}, texts: map[string]string{}, acked: map[string]int64{}, running: map[string]*running{}, changed: make(chan struct{})}
 }
 
 func (u *user) fault(format string, args ...any) {
@@ -170,6 +172,9 @@ func (u *user) status(f frame) {
 		if f.SessionID != u.sessionID {
 			u.sessionID, u.epoch, u.seq, u.events = f.SessionID, "", 0, nil
 			u.running = map[string]*running{}
+			for id := range u.acked { // they belong to the session before
+				delete(u.texts, id)
+			}
 		}
 		if f.Epoch != u.epoch {
 			u.epoch = f.Epoch
@@ -200,10 +205,27 @@ func (u *user) status(f frame) {
 			u.settle(m)
 			u.events = append(u.events, m)
 		}
+		u.recall()
 	case "live":
 		u.live = true
 	}
 	u.frames = append(u.frames, f)
+}
+
+// recall takes back acknowledgements of messages that a snapshot does not have any more: Redis has lost them, and the
+// client still has them. They are sent again like those that were never acknowledged.
+func (u *user) recall() {
+	there := map[string]bool{}
+	for _, e := range u.events {
+		there[e.MessageID] = true
+	}
+	for id := range u.acked {
+		if text, kept := u.texts[id]; kept && !there[id] {
+			u.own[id] = text
+			delete(u.acked, id)
+			u.lost++
+		}
+	}
 }
 
 func (u *user) ack(f frame) {
@@ -270,7 +292,7 @@ func (u *user) chunkOf(f frame) {
 func (u *user) send(ctx context.Context, content string) (string, error) {
 	id := uuid.NewString()
 	u.mu.Lock()
-	u.own[id] = content
+	u.own[id], u.texts[id] = content, content
 	u.mu.Unlock()
 	return id, u.write(ctx, map[string]any{"type": "user_message", "message_id": id, "content": content})
 }

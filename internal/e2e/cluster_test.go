@@ -21,6 +21,7 @@ import (
 
 	"github.com/real-rm/chatbox/internal/llmfake"
 	"github.com/real-rm/chatbox/internal/rig"
+	"github.com/real-rm/chatbox/internal/rig/fault"
 	"github.com/real-rm/chatbox/internal/rig/rigtest"
 	"github.com/real-rm/chatbox/server/auth"
 	"github.com/real-rm/chatbox/server/chat"
@@ -81,6 +82,10 @@ type options struct {
 	aof       bool          // Redis keeps its data over a restart
 	chatbox   string        // lines in [chatbox]
 	websocket string        // lines in [chatbox.websocket]
+	redisArgs []string      // added to the command line of Redis
+	redisURL  string        // Redis that the test has started itself; implies noRedis
+	redisUser string        // "user:password" that the replicas log in with
+	linked    bool          // each replica reaches Redis over a link of its own, c.links[i]
 }
 
 // cluster is replicas behind nginx with everything they need.
@@ -101,6 +106,7 @@ type cluster struct {
 	verifier  *auth.Verifier
 	archive   *archive.Archive
 	client    *redis.Client
+	links     []*fault.Link // with options.linked, one for each replica
 }
 
 // start brings a cluster up. Leases are short, so that deaths are noticed within a second or two.
@@ -114,7 +120,7 @@ func start(t testing.TB, o options) *cluster {
 	}
 	c := &cluster{t: t, dir: t.TempDir(), opts: o, redisPort: rig.FreePort(), mongoPort: rig.FreePort()}
 	bin := binary(t)
-	if !o.noRedis {
+	if !o.noRedis && o.redisURL == "" {
 		c.startRedis()
 	}
 	if !o.noMongo {
@@ -140,7 +146,7 @@ reconnect_timeout = %q
 [chatbox.websocket]
 %s
 [redis]
-url = "redis://127.0.0.1:%d"
+url = %q
 [dbs.chat]
 uri = "mongodb://127.0.0.1:%d"
 [encryption]
@@ -171,8 +177,14 @@ endpoint = %q
 apiKey = "llm-key"
 model = "second-model"
 %s
-`, secret, o.window, o.chatbox, o.websocket, c.redisPort, c.mongoPort, keyset, model.URL+"/v1", model.URL+"/v1", o.extra)), 0o600))
+`, secret, o.window, o.chatbox, o.websocket, c.redisAt(fmt.Sprintf("127.0.0.1:%d", c.redisPort)), c.mongoPort, keyset, model.URL+"/v1", model.URL+"/v1", o.extra)), 0o600))
 	for i := range o.replicas {
+		if o.linked {
+			link, err := fault.NewLink(fmt.Sprintf("127.0.0.1:%d", c.redisPort))
+			require.NoError(t, err)
+			t.Cleanup(link.Close)
+			c.links = append(c.links, link)
+		}
 		c.ports = append(c.ports, rig.FreePort())
 		c.replicas = append(c.replicas, nil)
 		c.startReplica(i, bin)
@@ -190,9 +202,20 @@ model = "second-model"
 	return c
 }
 
+// redisAt is the URL by which replicas reach a Redis server at addr.
+func (c *cluster) redisAt(addr string) string {
+	switch {
+	case c.opts.redisURL != "":
+		return c.opts.redisURL
+	case c.opts.redisUser != "":
+		return "redis://" + c.opts.redisUser + "@" + addr
+	}
+	return "redis://" + addr
+}
+
 func (c *cluster) startRedis() {
 	c.t.Helper()
-	p, err := rig.StartRedis(c.t.Context(), filepath.Join(c.dir, "redis"), rig.RedisOptions{Port: c.redisPort, AOF: c.opts.aof})
+	p, err := rig.StartRedis(c.t.Context(), filepath.Join(c.dir, "redis"), rig.RedisOptions{Port: c.redisPort, AOF: c.opts.aof, Args: c.opts.redisArgs})
 	rigtest.Require(c.t, "redis-server", err)
 	c.redis = p
 	c.t.Cleanup(p.Kill)
@@ -211,8 +234,12 @@ func (c *cluster) startReplica(i int, bin string) {
 	c.t.Helper()
 	dir := filepath.Join(c.dir, fmt.Sprintf("replica-%d-%d", i, time.Now().UnixNano()))
 	addr := fmt.Sprintf("127.0.0.1:%d", c.ports[i])
+	var env []string
+	if c.links != nil {
+		env = append(env, "CHATBOX__REDIS__URL="+c.redisAt(c.links[i].Addr()))
+	}
 	p, err := rig.Start(c.t.Context(), rig.Spec{
-		Name: fmt.Sprintf("replica-%d", i), Path: bin, Dir: dir, Addr: addr,
+		Name: fmt.Sprintf("replica-%d", i), Path: bin, Dir: dir, Addr: addr, Env: env,
 		Args: []string{"serve", "--config", c.config, "--addr", addr},
 	})
 	require.NoError(c.t, err)
