@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os/exec"
 	"strconv"
 	"strings"
 	"time"
@@ -14,9 +15,10 @@ import (
 
 // RedisOptions of StartRedis.
 type RedisOptions struct {
-	Port int      // default: a free one
-	AOF  bool     // append-only file, synced every second, so that a restart on the same dir keeps the data
-	Args []string // added to the command line, for instance "--maxmemory", "50mb"
+	Port    int      // default: a free one
+	AOF     bool     // append-only file, synced every second, so that a restart on the same dir keeps the data
+	Cluster bool     // a node of a cluster, see StartRedisCluster
+	Args    []string // added to the command line, for instance "--maxmemory", "50mb"
 }
 
 // StartRedis starts the redis-server on PATH with its data in dir. It evicts nothing and takes no snapshots.
@@ -29,12 +31,31 @@ func StartRedis(ctx context.Context, dir string, o RedisOptions) (*Proc, error) 
 		args := []string{
 			"--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--dir", ".", "--daemonize", "no",
 			"--save", "", "--appendonly", aof, "--maxmemory-policy", "noeviction",
+			"--repl-diskless-sync-delay", "0", // a replica need not wait 5 s for others to sync with
+		}
+		if o.Cluster {
+			args = append(args, "--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "2000",
+				"--cluster-port", strconv.Itoa(FreePort())) // by default 10000 above: perhaps somebody else's
 		}
 		return Start(ctx, Spec{
 			Name: "redis-" + strconv.Itoa(port), Path: "redis-server", Args: append(args, o.Args...),
 			Dir: dir, Addr: loopback(port), Ready: redisReady,
 		})
 	})
+}
+
+// RedisCLI runs one command with the redis-cli on PATH and returns what it prints. An error reply is an error.
+func RedisCLI(ctx context.Context, addr string, args ...string) (string, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", fmt.Errorf("redis-cli: %w", err)
+	}
+	out, err := exec.CommandContext(ctx, "redis-cli", append([]string{"-e", "-h", host, "-p", port}, args...)...).CombinedOutput()
+	text := strings.TrimSpace(string(out))
+	if err != nil {
+		return text, fmt.Errorf("redis-cli %s on %s: %w: %s", args[0], addr, err, text)
+	}
+	return text, nil
 }
 
 // withPort runs start on the given port or, if that is 0, on free ones until it finds one that nobody else took
