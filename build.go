@@ -154,7 +154,7 @@ func providersOf(s *config.Settings) []llm.Config {
 		out = append(out, llm.Config{
 			ID: c.ID, Name: c.Name, Type: c.Type, Endpoint: c.Endpoint, APIKey: c.APIKey.Reveal(), Model: c.Model,
 			FirstToken: c.FirstTokenTimeout, Idle: c.IdleTimeout, Total: c.TotalTimeout, Connect: c.ConnectTimeout,
-			IncludeUsage: c.IncludeUsage, MaxTokensField: c.MaxTokensField, SystemRole: c.SystemRole, Headers: headers,
+			IncludeUsage: c.IncludeUsage, MaxTokensField: c.MaxTokensField, SystemRole: c.SystemRole, Continue: c.Continue, Headers: headers,
 			ContextTokens: c.ContextTokens, MaxOutput: c.MaxOutput,
 		})
 	}

@@ -41,7 +41,7 @@ const (
 	TypeTranscript   = "transcript"
 )
 
-// Metadata keys of answers, read by clients and by the turn.
+// Metadata keys, read by clients and by the turn.
 const (
 	MetaAnswers     = "answers"     // space-separated message ids of the questions answered
 	MetaStopped     = "stopped"     // "true": the user stopped the answer
@@ -49,8 +49,12 @@ const (
 	MetaFailed      = "failed"      // error code of an answer that failed for good
 	MetaLength      = "length"      // "true": cut at the size limit
 	MetaReplaces    = "replaces"    // message id of the answer that a regenerated one replaces
-	MetaReason      = "reason"      // of session_ended: explicit, expired, replaced
+	MetaContinues   = "continues"   // message id of the answer that this one goes on after
+	MetaReason      = "reason"      // of session_ended: explicit, expired, replaced; of admin_leave: left, lapsed
 	MetaNext        = "next"        // of session_ended: the session that follows
+	MetaAdminID     = "admin_id"    // of admin_join and admin_leave: who
+	MetaName        = "name"        // of admin_join and admin_leave: the admin's name; of session_started: the user's
+	MetaReopened    = "reopened"    // of session_started, "true": the session had ended and goes on
 )
 
 // Event is one thing that happened in a session. Header is stored and published in the clear, because

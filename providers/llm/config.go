@@ -28,6 +28,12 @@ const (
 	developerRole         = "developer"
 )
 
+// Ways in which a server goes on after the beginning of an answer.
+const (
+	ContinuePrefix       = "prefix"        // the last message is marked with prefix (DeepSeek, Mistral)
+	ContinueFinalMessage = "final_message" // the request says continue_final_message (vLLM)
+)
+
 // Config is one provider entry of the settings: a model and how to reach it.
 type Config struct {
 	ID       string // of the model, as sessions and users know it; required and unique
@@ -46,6 +52,7 @@ type Config struct {
 	IncludeUsage   *bool  // ask for the usage of streams. nil: yes; old servers refuse the field
 	MaxTokensField string // "max_completion_tokens" or "max_tokens". Empty: the first
 	SystemRole     string // "system" or "developer". Empty: the first
+	Continue       string // how to go on after the beginning of an answer: ContinuePrefix, ContinueFinalMessage. Empty: not at all
 	Headers        map[string]string
 
 	ContextTokens int // what the model can read, in tokens. 0: unknown
@@ -94,6 +101,9 @@ func (c Config) check(i int) error {
 	}
 	if r := c.SystemRole; r != "" && r != systemRole && r != developerRole {
 		bad("system_role %q is unknown: %s or %s", r, systemRole, developerRole)
+	}
+	if v := c.Continue; v != "" && v != ContinuePrefix && v != ContinueFinalMessage {
+		bad("continue %q is unknown: %s or %s", v, ContinuePrefix, ContinueFinalMessage)
 	}
 	if c.ContextTokens < 0 || c.MaxOutput < 0 {
 		bad("context_tokens and max_output must not be negative")

@@ -48,6 +48,9 @@ type Request struct {
 	User string
 	// MaxOutput limits the answer, in tokens. 0: the provider entry's limit, else the provider's own.
 	MaxOutput int
+	// Continue says that the last message is the beginning of the answer, and that only what follows it is wanted. It
+	// may be set for models of which Set.Continues is true.
+	Continue bool
 }
 
 // Delta is a piece of an answer. Text is never empty.

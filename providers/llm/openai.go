@@ -115,6 +115,9 @@ func (p *openAI) params(req Request) openai.ChatCompletionNewParams {
 			body.Messages = append(body.Messages, openai.UserMessage(m.Content))
 		}
 	}
+	if req.Continue {
+		p.goOn(&body)
+	}
 	if u := p.config.IncludeUsage; u == nil || *u {
 		body.StreamOptions.IncludeUsage = param.NewOpt(true)
 	}
@@ -133,4 +136,16 @@ func (p *openAI) params(req Request) openai.ChatCompletionNewParams {
 		body.User = param.NewOpt(req.User)
 	}
 	return body
+}
+
+// goOn asks for what follows the last message, in the words of the server. None of them is part of OpenAI's own API.
+func (p *openAI) goOn(body *openai.ChatCompletionNewParams) {
+	switch p.config.Continue {
+	case ContinuePrefix:
+		if n := len(body.Messages); n > 0 && body.Messages[n-1].OfAssistant != nil {
+			body.Messages[n-1].OfAssistant.SetExtraFields(map[string]any{"prefix": true})
+		}
+	case ContinueFinalMessage:
+		body.SetExtraFields(map[string]any{"continue_final_message": true, "add_generation_prompt": false})
+	}
 }

@@ -135,6 +135,9 @@ func (s *Set) Default() string {
 // Has says whether a model can be used.
 func (s *Set) Has(id string) bool { return s.entries[id].provider != nil }
 
+// Continues says whether a model can go on after the beginning of an answer, see Request.Continue.
+func (s *Set) Continues(id string) bool { return s.Has(id) && s.entries[id].config.Continue != "" }
+
 // Limits returns how many tokens a model can read and write in one request, 0 where the settings do not say.
 func (s *Set) Limits(id string) (contextTokens, maxOutput int) {
 	c := s.entries[id].config

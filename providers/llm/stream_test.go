@@ -292,6 +292,27 @@ func TestRequest_forOlderServers_leavesOutWhatTheyRefuse(t *testing.T) {
 		"messages":[{"role":"developer","content":"S"},{"role":"user","content":"!tokens 3"}]}`, string(f.Requests()[0].Body))
 }
 
+// Beyond B1: the beginning of an answer is sent as what it is, in the words that the server understands.
+func TestRequest_continuing_marksTheBeginningOfTheAnswer(t *testing.T) {
+	const messages = `[{"role":"user","content":"!tokens 3"},{"role":"assistant","content":"t1 t2"`
+	for way, want := range map[string]string{
+		ContinuePrefix:       `{"model":"upstream-1","stream":true,"stream_options":{"include_usage":true},"messages":` + messages + `,"prefix":true}]}`,
+		ContinueFinalMessage: `{"model":"upstream-1","stream":true,"stream_options":{"include_usage":true},"continue_final_message":true,"add_generation_prompt":false,"messages":` + messages + `}]}`,
+	} {
+		t.Run(way, func(t *testing.T) {
+			f, s := newFake(t, func(o *SetOptions) { o.Providers[0].Continue = way })
+			require.True(t, s.Continues("m"))
+			o := send(t.Context(), s, Request{Continue: true, Messages: []Message{{RoleUser, "!tokens 3"}, {RoleAssistant, "t1 t2"}}})
+			require.NoError(t, o.err)
+			require.JSONEq(t, want, string(f.Requests()[0].Body))
+		})
+	}
+	_, s := newFake(t, func(*SetOptions) {})
+	require.False(t, s.Continues("m"))
+	_, err := NewSet(SetOptions{Providers: []Config{{ID: "m", Type: TypeOpenAI, APIKey: "k", Continue: "somehow"}}})
+	require.ErrorContains(t, err, `continue "somehow" is unknown`)
+}
+
 // The environment belongs to the operator's other programs: none of it reaches a provider.
 func TestRequest_ignoresTheEnvironment(t *testing.T) {
 	for name, value := range map[string]string{"OPENAI_BASE_URL": "http://127.0.0.1:1/elsewhere", "OPENAI_API_KEY": "sk-environment",

@@ -152,6 +152,8 @@ type Provider struct {
 	MaxTokensField string `toml:"max_tokens_field"`
 	// Role of the system prompt (system or developer). Empty: the adapter's choice.
 	SystemRole string `toml:"system_role"`
+	// How the server goes on after the beginning of an answer: prefix (DeepSeek, Mistral) or final_message (vLLM). Empty: not at all; an answer that another replica takes over starts again.
+	Continue string `toml:"continue"`
 	// Further headers of every request, for gateways.
 	Headers map[string]Secret `toml:"headers"`
 }
@@ -212,6 +214,10 @@ type Limits struct {
 	QueueBytes Size `toml:"queue_bytes" default:"1MiB"`
 	// Connections being opened at a time per replica; a crowd waits its turn instead of slowing everyone.
 	OpensInFlight int `toml:"opens_in_flight" default:"128"`
+	// Connections that one user may have, counted over all replicas: tabs and devices. Beyond it: 429 and CONNECTION_LIMIT.
+	SocketsPerUser int `toml:"sockets_per_user" default:"20"`
+	// Connections per replica that one network address may have. 0: any number, as behind a load balancer all seem to come from it.
+	SocketsPerAddress int `toml:"sockets_per_address" default:"0"`
 }
 
 // Cluster is the timing between replicas. The defaults suit production; tests shorten them.
@@ -236,6 +242,8 @@ type Cluster struct {
 	FlushEvery time.Duration `toml:"flush_every" default:"200ms"`
 	// How often the document of a busy session is rewritten at most, state changes aside.
 	DocEvery time.Duration `toml:"doc_every" default:"60s"`
+	// How often a replica compares what it has delivered with Redis, for what was lost without a trace.
+	TailEvery time.Duration `toml:"tail_every" default:"15s"`
 	// Time that sockets and answers get to move to other replicas at shutdown. Keep the pod's grace period above it.
 	DrainTimeout time.Duration `toml:"drain_timeout" default:"45s"`
 }

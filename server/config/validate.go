@@ -136,6 +136,8 @@ func (l *loader) numbers(s *Settings) {
 		{"limits.socket_burst", int64(s.Limits.SocketBurst), 1, 1 << 20},
 		{"limits.queue_bytes", int64(s.Limits.QueueBytes), 16 << 10, 1 << 30},
 		{"limits.opens_in_flight", int64(s.Limits.OpensInFlight), 1, 1 << 16},
+		{"limits.sockets_per_user", int64(s.Limits.SocketsPerUser), 1, 1 << 16},
+		{"limits.sockets_per_address", int64(s.Limits.SocketsPerAddress), 0, 1 << 24},
 	} {
 		l.check(n.value >= n.min && n.value <= n.max, n.key, "must be %d to %d, is %d", n.min, n.max, n.value)
 	}
@@ -231,6 +233,8 @@ func (l *loader) providers(m *LLM) {
 		l.check(slices.Contains([]string{"openai", "anthropic", "dify"}, p.Type), key("type"),
 			"must be openai, anthropic or dify, is %q", clip(p.Type))
 		l.check(p.Model != "" || p.Type == "dify", key("model"), "is required")
+		l.check(slices.Contains([]string{"", "prefix", "final_message"}, p.Continue), key("continue"),
+			"must be prefix or final_message, is %q", clip(p.Continue))
 		if p.Endpoint != "" {
 			u, err := url.Parse(p.Endpoint)
 			l.check(err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "" && u.User == nil,
