@@ -45,7 +45,8 @@ type Session struct {
 	Owner         Owner
 	AdminID       string // of the holder, under OwnerHuman
 	AdminName     string
-	AdminAssisted bool // some admin has held it, ever
+	Fence         string // of the hold, under OwnerHuman: message id of the admin_join it began with
+	AdminAssisted bool   // some admin has held it, ever
 	HelpRequested bool
 
 	Position       // of the newest durable event
@@ -70,6 +71,7 @@ type OpenRequest struct {
 	Want     string   // session the client was in; only a hint
 	Position Position // how far the client had read
 	ModelID  string   // default model for a session that is made now
+	NoNew    bool     // fail with ErrNotFound rather than make a session when Redis knows none of the user's
 	NewOnly  bool     // fail with ErrActive when the user has an active session (POST /sessions)
 }
 
@@ -78,6 +80,7 @@ type Opened struct {
 	Session   Session
 	Created   bool // the session was made by this call
 	Resumed   bool // it is the session the client asked for
+	Sockets   int  // of the session in the cluster, this one included
 	Recovered bool // every durable event after the client's position can be read: nothing was missed for good
 }
 
@@ -92,6 +95,8 @@ type Append struct {
 	ModelID string
 	// Help marks the session as waiting for a person.
 	Help bool
+	// AdminID is who writes with SenderAdmin. Only the holder may; writing renews the hold.
+	AdminID string
 }
 
 // Appended is what became of an Append.
@@ -143,24 +148,25 @@ type Generation struct {
 	ModelID   string
 	Replaces  string // of a regeneration: the answer replaced
 	Calls     int    // provider calls booked so far
-	Takeovers int    // how often another replica had to go on
+	Takeovers int    // how often another replica had to go on because the producer fell silent; hand-overs do not count
 }
 
 // Errors. All are matched with errors.Is.
 var (
-	ErrNotFound = errors.New("no such session")               // absent, or not in Redis any more
-	ErrEnded    = errors.New("session has ended")             // no more events
-	ErrActive   = errors.New("user has an active session")    // see ActiveError
-	ErrFenced   = errors.New("generation was taken over")     // the token is not the holder's any more
-	ErrHeld     = errors.New("generation is held")            // somebody is producing the answer
-	ErrNotOwed  = errors.New("no answer is owed")             // nothing to generate
-	ErrStopped  = errors.New("answer was stopped")            // the user asked to stop
-	ErrGap      = errors.New("chunk out of order")            // a programming error of the producer
-	ErrAssisted = errors.New("session already has an admin")  // and the AI is silent
-	ErrFull     = errors.New("redis is full")                 // retry later; nothing was written
-	ErrAway     = errors.New("redis is away")                 // outcome unknown; safe to repeat
-	ErrArchive  = errors.New("transcript archive is away")    // MongoDB did not answer
-	ErrUnsealed = errors.New("sealed value cannot be opened") // unknown key or altered bytes
+	ErrNotFound  = errors.New("no such session")                 // absent, or not in Redis any more
+	ErrEnded     = errors.New("session has ended")               // no more events
+	ErrActive    = errors.New("user has an active session")      // see ActiveError
+	ErrFenced    = errors.New("generation was taken over")       // the token is not the holder's any more
+	ErrHeld      = errors.New("generation is held")              // somebody is producing the answer
+	ErrNotOwed   = errors.New("no answer is owed")               // nothing to generate
+	ErrStopped   = errors.New("answer was stopped")              // the user asked to stop
+	ErrGap       = errors.New("chunk out of order")              // a programming error of the producer
+	ErrAssisted  = errors.New("session already has an admin")    // and the AI is silent
+	ErrNotHolder = errors.New("admin does not hold the session") // not any more, or never did
+	ErrFull      = errors.New("redis is full")                   // retry later; nothing was written
+	ErrAway      = errors.New("redis is away")                   // outcome unknown; safe to repeat
+	ErrArchive   = errors.New("transcript archive is away")      // MongoDB did not answer
+	ErrUnsealed  = errors.New("sealed value cannot be opened")   // unknown key or altered bytes
 )
 
 // ActiveError is ErrActive with the session in the way.

@@ -53,7 +53,9 @@ func (s *Store) args(p partition, sid string, n int) []any {
 }
 
 // Append adds one durable event: it is stored, queued for MongoDB and published when Append returns, or it was there
-// before (Duplicate). Errors: ErrNotFound, ErrEnded, ErrFull, ErrAway.
+// before (Duplicate). What an admin writes (SenderAdmin) is accepted from the holder of the session only, and renews
+// the hold. Errors: ErrNotFound, ErrEnded, ErrAssisted (another admin holds it), ErrNotHolder (nobody does), ErrFull,
+// ErrAway.
 func (s *Store) Append(ctx context.Context, a sessionstore.Append) (sessionstore.Appended, error) {
 	sid := a.Event.SessionID
 	out, err := s.append(ctx, sid, a)
@@ -80,15 +82,31 @@ func (s *Store) append(ctx context.Context, sid string, a sessionstore.Append) (
 	if a.Help {
 		help = fmt.Sprint(s.o.HelpWait.Milliseconds())
 	}
-	r, err := s.runSoon(ctx, s.sc.append, p.appendKeys(sid), append(s.args(p, sid, 9),
-		ev.id, ev.h, ev.c, counts(a.Event.Type), question, s.o.AskDelay.Milliseconds(),
-		key.Seal([]byte(a.Name), seal.NameAD(sid)), a.ModelID, help)...)
-	if err != nil {
-		return sessionstore.Appended{}, err
+	keys, admin := p.appendKeys(sid), ""
+	if a.Event.Sender == sessionstore.SenderAdmin {
+		if admin = a.AdminID; admin == "" {
+			return sessionstore.Appended{}, sessionstore.ErrNotHolder
+		}
+		keys = p.answerKeys(sid)
 	}
-	out := appended(r)
-	out.Owed = r.str(3) == "1"
-	return out, nil
+	name := key.Seal([]byte(a.Name), seal.NameAD(sid))
+	for range maxRounds {
+		r, err := s.runSoon(ctx, s.sc.append, keys, append(s.args(p, sid, 11),
+			ev.id, ev.h, ev.c, counts(a.Event.Type), question, s.o.AskDelay.Milliseconds(),
+			name, a.ModelID, help, admin, s.o.HoldLease.Milliseconds())...)
+		if err != nil {
+			return sessionstore.Appended{}, err
+		}
+		if r.code() != "SETTLE" {
+			out := appended(r)
+			out.Owed = r.str(3) == "1"
+			return out, nil
+		}
+		if err := s.Settle(ctx, sid); err != nil {
+			return sessionstore.Appended{}, err
+		}
+	}
+	return sessionstore.Appended{}, errRounds
 }
 
 // appended reads `OK|DUP epoch seq`.
@@ -118,12 +136,18 @@ func (s *Store) Publish(ctx context.Context, ev sessionstore.Event) error {
 	return nil
 }
 
-// Readmit writes an event again that this replica has written and Redis has lost since. It asks for no token, since
-// that is lost as well; a join is refused with ErrAssisted if somebody else holds the session by now. Errors:
-// ErrNotFound, ErrEnded, ErrAssisted, ErrAway.
+// Readmit writes an event again that this replica has written and Redis has lost since; one that is there is a
+// duplicate. It asks for no token, since that is lost as well. A join takes the session for its admin again and is
+// refused with ErrAssisted if somebody else holds it by now; a leave gives up the hold that it names, if that is still
+// there. Errors: ErrNotFound, ErrEnded, ErrAssisted, ErrAway.
 func (s *Store) Readmit(ctx context.Context, ev sessionstore.Event) (sessionstore.Appended, error) {
 	if ev.Type == sessionstore.TypeAdminJoin {
-		return s.Cut(ctx, ev, &Hold{AdminID: ev.Metadata["admin_id"], Name: ev.Metadata["name"]})
+		h := Hold{AdminID: ev.Metadata[sessionstore.MetaAdminID], Name: ev.Metadata[sessionstore.MetaName]}
+		out, _, err := s.cut(ctx, ev, cutReadmit, h)
+		if err != nil {
+			return out, fmt.Errorf("readmit to session %s: %w", ev.SessionID, err)
+		}
+		return out, nil
 	}
 	out, err := s.readmit(ctx, ev)
 	if err != nil {
@@ -142,12 +166,17 @@ func (s *Store) readmit(ctx context.Context, ev sessionstore.Event) (sessionstor
 		return sessionstore.Appended{}, err
 	}
 	e := sealEvent(key, ev)
-	answer := ""
-	if ev.Type == sessionstore.TypeAIResponse {
+	answer, fence := "", ""
+	switch ev.Type {
+	case sessionstore.TypeAIResponse:
 		answer = ev.MessageID
+	case sessionstore.TypeAdminLeave:
+		fence = ev.Target
 	}
-	r, err := s.run(ctx, s.sc.readmit, p.answerKeys(ev.SessionID), append(s.args(p, ev.SessionID, 8),
-		e.id, e.h, e.c, counts(ev.Type), ev.Metadata[sessionstore.MetaAnswers], answer, ev.Tokens, ev.ResponseTime)...)
+	args := s.args(p, ev.SessionID, 9)
+	args[4] = max(s.pl.seen(ev.SessionID), ev.Seq) // the number it had was given, whether Redis knows that or not
+	r, err := s.run(ctx, s.sc.readmit, p.answerKeys(ev.SessionID), append(args,
+		e.id, e.h, e.c, counts(ev.Type), ev.Metadata[sessionstore.MetaAnswers], answer, ev.Tokens, ev.ResponseTime, fence)...)
 	if err != nil {
 		return sessionstore.Appended{}, err
 	}

@@ -313,8 +313,8 @@ func leaveCut(tb testing.TB, s *Store, ev sessionstore.Event) {
 	require.NoError(tb, err)
 	e := sealEvent(f.key, ev)
 	kind := map[string]string{sessionstore.TypeEnded: "end", sessionstore.TypeAdminJoin: "join"}[ev.Type]
-	r, err := s.run(ctx, s.sc.cut, p.eventKeys(ev.SessionID, f.user), append(s.args(p, ev.SessionID, 9),
-		e.id, e.h, e.c, kind, ev.Type, "a1", "Eve", ev.MessageID, 2000)...)
+	r, err := s.run(ctx, s.sc.cut, p.eventKeys(ev.SessionID, f.user), append(s.args(p, ev.SessionID, 11),
+		e.id, e.h, e.c, kind, ev.Type, "a1", "Eve", ev.MessageID, 2000, 30000, "")...)
 	require.NoError(tb, err)
 	require.Equal(tb, "CUT", r.code())
 }
@@ -434,7 +434,7 @@ func TestRace_endAgainstEverything(t *testing.T) {
 		}
 		assert.Equal(t, 1, ended)
 		assert.Equal(t, sessionstore.TypeEnded, events[len(events)-1].Type)
-		for _, kind := range []string{"end", "ask", "gen", "cut"} {
+		for _, kind := range []string{"end", "ask", "gen", "cut", "hold"} {
 			assert.Zero(t, dueAt(t, s, kind, sid), kind)
 		}
 	}

@@ -18,12 +18,21 @@ const defaultPrefix = "rt:"
 //	inst          string  identity of the primary, written when a replica connects to it   for ever
 //	wal           stream  durable events that are not in MongoDB yet: k session, e epoch, s seq, h, c; entries are
 //	                      deleted by done.lua, nothing else
-//	due           zset    end|ask|gen|cut:<sid> -> time at which a keeper must look at it
+//	due           zset    end|ask|gen|cut|hold:<sid> -> time at which a keeper must look at it
 //	doc           zset    sid -> time at which its MongoDB document should be written
 //	on            zset    sid -> latest lease of its sockets: online now
 //	live          zset    sid -> end of its reconnect window: active
 //	u:<uid>       string  the user's active session                                    until that session ends
 //	s:<sid>       hash    the session, see sessionKeys                                 as long as the session
+//	keeper        string  fencing token of the partition's keeper                      lapses with the keeper
+//	dead          stream  entries of the WAL that MongoDB will not take, as in wal, and why  until an operator decides
+//	replicas      zset    replica -> end of its lease; one for all, in partition 0     each until it lapses
+//
+// Channels, published with PUBLISH, or SPUBLISH on a cluster:
+//
+//	c:<sid>       the session's events: epoch SP seq SP len(h) SP h c, see parseRecord
+//	doc           ids of sessions whose state has changed, see feed; channels and keys do not share names in Redis
+//	n:<replica>   the bus' probes
 //
 // All times are milliseconds of Redis' clock.
 type partition string // prefix and hash tag
@@ -39,7 +48,17 @@ func (p partition) doc() string               { return string(p) + "doc" }
 func (p partition) on() string                { return string(p) + "on" }
 func (p partition) live() string              { return string(p) + "live" }
 func (p partition) user(id string) string     { return string(p) + "u:" + id }
+func (p partition) keeper() string            { return string(p) + "keeper" }
+func (p partition) dead() string              { return string(p) + "dead" }
+func (p partition) replicas() string          { return string(p) + "replicas" }
 func (p partition) channel(sid string) string { return string(p) + "c:" + sid }
+
+// inbox is the channel of a replica's probes.
+func (p partition) inbox(replica string) string { return string(p) + "n:" + replica }
+
+// feed is the channel of the partition's changes. It has the name of the key whose members it announces, so that no
+// script needs to be told of it.
+func (p partition) feed() string { return p.doc() }
 
 func (p partition) session(sid string) sessionKeys { return sessionKeys(string(p) + "s:" + sid) }
 
@@ -47,9 +66,11 @@ func (p partition) session(sid string) sessionKeys { return sessionKeys(string(p
 //
 //	s:<sid>       hash    e epoch, s seq, st active|ended, inst, d durable seq, lb bytes in the log; u user id,
 //	                      un user name, nm sealed name, key wrapped data key, model; ow owner, aid admin id, an admin
-//	                      name, fence of the hold, asst 1, help 1, hw end of the time that help keeps the session;
+//	                      name (both of the last one), fence of the hold: message id of its admin_join, absent while
+//	                      nobody holds it; asst 1, help 1, hw end of the time that help keeps the session;
 //	                      ct start, is start of the present interval, et end, la last activity, iv past intervals
-//	                      (start-end,…); mc messages, tk tokens, rs rm rn sum, maximum and number of response times
+//	                      (start-end,…); mc messages, tk tokens, rs rm rn sum, maximum and number of response times;
+//	                      fd when the feed was last told of an event
 //	s:<sid>:log   stream  <seq>-0 -> e, h, c of each durable event
 //	s:<sid>:ids   hash    sender:message_id -> seq
 //	s:<sid>:ask   zset    message id of a question that the AI owes an answer -> its seq

@@ -26,7 +26,7 @@ type newcomer struct {
 }
 
 // Open puts a connection into the user's active session, or makes one. However many replicas do so at once for one
-// user, they all get the same session. Errors: *ActiveError (NewOnly), ErrAway.
+// user, they all get the same session. Errors: *ActiveError (NewOnly), ErrNotFound (NoNew), ErrAway.
 func (s *Store) Open(ctx context.Context, r sessionstore.OpenRequest) (sessionstore.Opened, error) {
 	out, err := s.enter(ctx, r)
 	if err != nil {
@@ -44,6 +44,9 @@ func (s *Store) enter(ctx context.Context, r sessionstore.OpenRequest) (sessions
 	}
 	n := newcomer{sid: newSessionID(part)}
 	for range maxRounds {
+		if cur == "" && r.NoNew {
+			return sessionstore.Opened{}, sessionstore.ErrNotFound
+		}
 		if cur == "" && n.wrapped == nil {
 			if err := s.make(&n, r); err != nil {
 				return sessionstore.Opened{}, err
@@ -57,6 +60,9 @@ func (s *Store) enter(ctx context.Context, r sessionstore.OpenRequest) (sessions
 		case "RETRY":
 			cur, n.ended = rep.str(1), sealedEvent{}
 		case "NEW":
+			if r.NoNew {
+				return sessionstore.Opened{}, sessionstore.ErrNotFound
+			}
 			err = s.make(&n, r)
 		case "EXPIRED":
 			if err = s.make(&n, r); err == nil {
@@ -90,6 +96,7 @@ func (s *Store) opened(sid string, rep reply, r sessionstore.OpenRequest, propos
 		Created:   sid == proposed,
 		Resumed:   sid == r.Want,
 		Recovered: rep.str(2) == "1",
+		Sockets:   max(1, int(rep.num(3))),
 	}, nil
 }
 

@@ -55,17 +55,6 @@ func mustScript(name, parts string) *script {
 	return sc
 }
 
-// Keys of the keepers.
-//
-//	keeper        string  fencing token of the partition's keeper       lapses with the keeper
-//	dead          stream  entries of the WAL that MongoDB will not take, with the reason in why
-//	replicas      zset    replica -> end of its lease; one for all, in partition 0
-//	n:<replica>   channel the bus' probes
-func (p partition) keeper() string              { return string(p) + "keeper" }
-func (p partition) dead() string                { return string(p) + "dead" }
-func (p partition) replicas() string            { return string(p) + "replicas" }
-func (p partition) inbox(replica string) string { return string(p) + "n:" + replica }
-
 // sidOfChannel returns the session whose channel it is.
 func (s *Store) sidOfChannel(channel string) (sid string, ok bool) {
 	i := strings.Index(channel, "}:c:")

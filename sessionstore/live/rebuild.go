@@ -39,23 +39,25 @@ func (s *Store) rebuild(ctx context.Context, doc sessionstore.SessionDoc, events
 	active := !doc.Final
 	args := append(s.args(p, sid, 64+6*len(events)), stored, s.o.Window.Milliseconds(), active,
 		endedTTL.Milliseconds(), doc.Session.Epoch)
-	fields := docFields(doc)
-	args = append(append(args, len(fields)/2), fields...)
 	owed := newOwed(doc.Session)
-	args = append(args, len(events))
+	records := make([]any, 0, 5*len(events))
 	for _, e := range events {
 		ev, err := openStored(f.key, sid, e)
 		if err != nil {
 			return err
 		}
 		owed.see(ev)
-		args = append(args, e.Seq, e.Epoch, sessionstore.MessageKey(ev.Sender, ev.MessageID), e.H, e.C)
+		records = append(records, e.Seq, e.Epoch, sessionstore.MessageKey(ev.Sender, ev.MessageID), e.H, e.C)
 	}
+	doc.Session = owed.state
+	fields := docFields(doc)
+	args = append(append(args, len(fields)/2), fields...)
+	args = append(append(args, len(events)), records...)
 	args = append(args, len(owed.order))
 	for _, q := range owed.order {
 		args = append(args, q.MessageID, q.Seq)
 	}
-	args = append(args, s.o.AskDelay.Milliseconds())
+	args = append(args, s.o.AskDelay.Milliseconds(), s.o.HoldLease.Milliseconds(), s.o.HelpWait.Milliseconds())
 	r, err := s.run(ctx, s.sc.rebuild, p.eventKeys(sid, doc.Session.UserID), args...)
 	if err != nil {
 		return err
@@ -86,9 +88,8 @@ func openStored(key seal.DataKey, sid string, e sessionstore.Stored) (sessionsto
 // docFields are the fields of the session hash that come from its document, without those that rebuild.lua sets.
 func docFields(doc sessionstore.SessionDoc) []any {
 	d := doc.Session
-	owner := d.Owner
-	if owner == "" {
-		owner = sessionstore.OwnerAI
+	if d.Owner == sessionstore.OwnerHuman && d.Fence == "" {
+		d.Fence = "lost-" + randomText(8) // its admin_join is older than the events; who joins again is told this one
 	}
 	var past []string
 	start := d.Start
@@ -107,7 +108,7 @@ func docFields(doc sessionstore.SessionDoc) []any {
 	}
 	return []any{
 		"u", d.UserID, "un", d.UserName, "nm", doc.SealedName, "key", doc.WrappedKey, "model", d.ModelID,
-		"ow", string(owner), "aid", d.AdminID, "an", d.AdminName, "asst", flag(d.AdminAssisted),
+		"ow", string(d.Owner), "aid", d.AdminID, "an", d.AdminName, "fence", d.Fence, "asst", flag(d.AdminAssisted),
 		"help", flag(d.HelpRequested), "ct", millis(d.Start), "is", millis(start), "et", millis(d.End),
 		"la", millis(d.LastActivity), "iv", strings.Join(past, ","),
 		"mc", d.Messages, "tk", d.Tokens, "rs", d.ResponseSum, "rm", d.ResponseMax, "rn", d.ResponseCount,
@@ -121,29 +122,58 @@ func millis(t time.Time) string {
 	return strconv.FormatInt(t.UnixMilli(), 10)
 }
 
-// owedQuestions finds out which questions of a transcript are owed an answer.
+// owedQuestions finds out which questions of a transcript are owed an answer, and who owns the session at its end: the
+// document may be older than the newest events, never newer.
 type owedQuestions struct {
-	human bool
+	state sessionstore.Session
 	order []sessionstore.Event // without their bodies
 }
 
 func newOwed(ses sessionstore.Session) *owedQuestions {
-	return &owedQuestions{human: ses.Owner == sessionstore.OwnerHuman}
+	if ses.Owner == "" {
+		ses.Owner = sessionstore.OwnerAI
+	}
+	return &owedQuestions{state: ses}
 }
 
 func (o *owedQuestions) see(ev sessionstore.Event) {
 	switch ev.Type {
 	case sessionstore.TypeUserMessage, sessionstore.TypeVoiceMessage, sessionstore.TypeRegenerate,
 		sessionstore.TypeContinue, sessionstore.TypeRetry:
-		if ev.Sender == sessionstore.SenderUser && !o.human {
+		if ev.Sender == sessionstore.SenderUser && o.state.Owner != sessionstore.OwnerHuman {
 			o.order = append(o.order, sessionstore.Event{Header: ev.Header, Seq: ev.Seq})
 		}
 	case sessionstore.TypeAIResponse:
 		for _, id := range questions(ev.Metadata[sessionstore.MetaAnswers]) {
 			o.remove(id)
 		}
-	case sessionstore.TypeAdminJoin, sessionstore.TypeAdminLeave:
+	default:
+		o.owner(ev)
+	}
+}
+
+// owner follows the events that change who answers.
+func (o *owedQuestions) owner(ev sessionstore.Event) {
+	s := &o.state
+	switch ev.Type {
+	case sessionstore.TypeHelpRequest:
+		s.HelpRequested = true
+		if s.Owner == sessionstore.OwnerAI {
+			s.Owner = sessionstore.OwnerWaiting
+		}
+	case sessionstore.TypeAdminJoin:
+		s.Owner, s.Fence, s.AdminAssisted = sessionstore.OwnerHuman, ev.MessageID, true
+		s.AdminID, s.AdminName = ev.Metadata[sessionstore.MetaAdminID], ev.Metadata[sessionstore.MetaName]
 		o.order = nil // what was asked so far was the admin's to answer
+	case sessionstore.TypeAdminLeave:
+		if s.Fence != "" && ev.Target != s.Fence {
+			return // of an earlier hold, written again late
+		}
+		s.Owner, s.Fence = sessionstore.OwnerAI, ""
+		o.order = nil
+	case sessionstore.TypeEnded:
+		s.Owner, s.Fence = sessionstore.OwnerAI, ""
+		o.order = nil
 	}
 }
 

@@ -67,7 +67,7 @@ func stripComments(src []byte) []byte {
 type scripts struct {
 	append, publish, open, touch, gone, read, restore, rebuild *script
 	acquire, book, renew, chunk, final, release, stop, readmit *script
-	cut, running, settle, expire                               *script
+	cut, running, settle, expire, hold, leave, activate        *script
 }
 
 func loadScripts() (scripts, error) {
@@ -99,6 +99,9 @@ func loadScripts() (scripts, error) {
 		{&sc.running, "running", onlyPrelude, true},
 		{&sc.settle, "settle", withLife, true},
 		{&sc.expire, "expire", withLife, true},
+		{&sc.hold, "hold", onlyPrelude, true},
+		{&sc.leave, "leave", withLife, true},
+		{&sc.activate, "activate", withLife, true},
 	} {
 		var err error
 		*l.to, err = loadScript(l.name, l.parts, l.reserve)
@@ -193,6 +196,8 @@ func codeError(code string) error {
 		return sessionstore.ErrGap
 	case "ASSISTED":
 		return sessionstore.ErrAssisted
+	case "NOTHELD":
+		return sessionstore.ErrNotHolder
 	default:
 		return nil
 	}

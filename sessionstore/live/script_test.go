@@ -417,7 +417,7 @@ func TestAppend_afterSomebodySawMoreBeginsANewEpoch(t *testing.T) {
 	before := epochOf(t, s, sid)
 	p, err := s.part(sid)
 	require.NoError(t, err)
-	args := append(s.args(p, sid, 9), "user:x", "h", "", 0, "", 1000, "", "", "")
+	args := append(s.args(p, sid, 11), "user:x", "h", "", 0, "", 1000, "", "", "", "", 0)
 	args[4] = 700 // seen
 	r, err := s.run(ctx, s.sc.append, p.appendKeys(sid), args...)
 	require.NoError(t, err)

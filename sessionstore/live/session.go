@@ -76,7 +76,7 @@ func sessionFields(sid string, h map[string]string) sessionstore.Session {
 	}
 	ses := sessionstore.Session{
 		ID: sid, UserID: h["u"], UserName: h["un"], ModelID: h["model"], Active: h["st"] == "active",
-		Owner: sessionstore.Owner(h["ow"]), AdminID: h["aid"], AdminName: h["an"],
+		Owner: sessionstore.Owner(h["ow"]), AdminID: h["aid"], AdminName: h["an"], Fence: h["fence"],
 		AdminAssisted: h["asst"] == "1", HelpRequested: h["help"] == "1",
 		Position: sessionstore.Position{Epoch: h["e"], Seq: num("s")}, Durable: num("d"),
 		Start: at("ct"), LastActivity: at("la"),
@@ -87,7 +87,7 @@ func sessionFields(sid string, h map[string]string) sessionstore.Session {
 		ses.End = at("et")
 	}
 	if ses.Owner != sessionstore.OwnerHuman {
-		ses.AdminID, ses.AdminName = "", ""
+		ses.AdminID, ses.AdminName, ses.Fence = "", "", ""
 	}
 	return ses
 }

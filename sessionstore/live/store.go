@@ -28,6 +28,7 @@ type Options struct {
 	GenLease     time.Duration // an answer is stolen after this silence of its producer; default 10s
 	AskDelay     time.Duration // a keeper looks after an unanswered question; default 5s
 	CutDelay     time.Duration // a keeper settles a cut that its author left behind; default 2s
+	HoldLease    time.Duration // an admin's hold lasts this long beyond its last renewal; default 30s
 	HelpWait     time.Duration // a request for help keeps a session beyond its window; default 10m
 	DocEvery     time.Duration // longest time between writes of an active session's document; default 60s
 	KeeperLease  time.Duration // default 10s
@@ -107,6 +108,7 @@ func (o *Options) defaults() (errs []error) {
 		{"GenLease", &o.GenLease, 10 * time.Second},
 		{"AskDelay", &o.AskDelay, 5 * time.Second},
 		{"CutDelay", &o.CutDelay, 2 * time.Second},
+		{"HoldLease", &o.HoldLease, 30 * time.Second},
 		{"HelpWait", &o.HelpWait, 10 * time.Minute},
 		{"DocEvery", &o.DocEvery, time.Minute},
 		{"KeeperLease", &o.KeeperLease, 10 * time.Second},

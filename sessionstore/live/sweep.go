@@ -17,6 +17,8 @@ const (
 	dueAsk = "ask" // a question has waited too long for somebody to begin
 	dueGen = "gen" // the lease of whoever produces the answer is over
 	dueCut = "cut" // an answer was cut and whoever cut it has not settled it
+
+	dueHold = "hold" // an admin who holds the session has not renewed that
 )
 
 func (k *keeper) sweepLoop(ctx context.Context, h DueHandler) {
@@ -118,6 +120,11 @@ func (k *keeper) act(ctx context.Context, g *errgroup.Group, h DueHandler, membe
 		pause = k.s.o.AskDelay
 	case dueEnd:
 		g.Go(func() error { k.do(ctx, kind, sid, k.s.expire); return nil })
+	case dueHold:
+		g.Go(func() error {
+			k.do(ctx, kind, sid, func(ctx context.Context, sid string) error { _, err := k.s.lapse(ctx, sid); return err })
+			return nil
+		})
 	case dueCut:
 		g.Go(func() error { k.do(ctx, kind, sid, k.s.Settle); return nil })
 	default:

@@ -32,7 +32,7 @@ if g[1] == 'run' then
   if g[3] == ARGV[9] then return answer(g[2] or '') end -- the reply to this very call was lost
   local deadline = call('ZSCORE', KEYS[3], due)
   if deadline and now < tonumber(deadline) then return { 'HELD' } end
-  call('HINCRBY', S.gen, 'tko', 1)
+  if g[3] then call('HINCRBY', S.gen, 'tko', 1) end -- its producer fell silent; one that released it did not
   call('HSET', S.gen, 'tok', ARGV[9])
   return answer(g[2] or '')
 end
@@ -47,10 +47,19 @@ if call('HEXISTS', S.ids, 'ai:' .. ARGV[8]) == 1 then
   answered(S, ARGV[7])
   return { 'CLEARED' }
 end
+-- What asks for another answer to something older is a turn of its own; all messages up to the next such are one.
+local function alone(seq)
+  local r = call('XRANGE', S.log, seq .. '-0', seq .. '-0')
+  local type = r[1] and string.match(r[1][2][4], '^"type":"(%l+)"')
+  return type == 'regenerate' or type == 'continue' or type == 'retry'
+end
 local questions, seqs = {}, {}
 for i = 1, #ask, 2 do
-  questions[#questions + 1] = ask[i]
-  seqs[#seqs + 1] = int(tonumber(ask[i + 1]))
+  local seq = int(tonumber(ask[i + 1]))
+  local single = alone(seq)
+  if single and #seqs > 0 then break end
+  questions[#questions + 1], seqs[#seqs + 1] = ask[i], seq
+  if single then break end
 end
 call('HSET', S.gen, 'aid', ARGV[8], 'state', 'run', 'tok', ARGV[9], 'attempt', '1', 'chunk', '0',
   'q', table.concat(questions, ' '), 'qn', table.concat(seqs, ' '), 'upto', int(S.s), 'calls', '0', 'tko', '0')

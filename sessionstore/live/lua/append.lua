@@ -1,10 +1,11 @@
 -- append.lua adds one durable event.
 --
--- KEYS  1-8 of event.lua
+-- KEYS  1-8 of event.lua, also 9 for an admin
 -- ARGV  1-6 of event.lua  7 field in ids  8 h  9 c  10 counts as a message (1|0)  11 question id if an answer is to be
 --       owed, else ''  12 milliseconds until a keeper looks after it  13 sealed name, if the session has none yet, else ''
 --       14 model of the session from now on, else ''  15 milliseconds that a request for help keeps the session, else ''
--- Returns  OK epoch seq owed(1|0) | DUP epoch seq owed | NOTFOUND | ENDED
+--       16 admin who writes, '' if none does  17 lease of the hold in milliseconds
+-- Returns  OK epoch seq owed(1|0) | DUP epoch seq owed | NOTFOUND | ENDED | SETTLE | ASSISTED | NOTHELD
 local S = session()
 if not S then return { 'NOTFOUND' } end
 local question = ARGV[11]
@@ -14,7 +15,14 @@ if known then
   return { 'DUP', S.e, known, owed and '1' or '0' }
 end
 if S.st ~= 'active' then return { 'ENDED' } end
+local admin = ARGV[16]
+if admin ~= '' then
+  if S.ow ~= 'human' then return { 'NOTHELD' } end
+  if call('HGET', S.key, 'aid') ~= admin then return { 'ASSISTED' } end
+  if call('HGET', S.gen, 'state') == 'cut' then return { 'SETTLE' } end -- the join itself comes first
+end
 local seq = emit(S, ARGV[7], ARGV[8], ARGV[9], tonumber(ARGV[10]))
+if admin ~= '' then call('ZADD', KEYS[3], int(now + tonumber(ARGV[17])), 'hold:' .. S.id) end
 if ARGV[13] ~= '' and call('HSETNX', S.key, 'nm', ARGV[13]) == 1 then changed(S) end
 if ARGV[14] ~= '' then
   call('HSET', S.key, 'model', ARGV[14])

@@ -8,10 +8,10 @@ local pub, fresh, seen, docEvery = ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber
 
 -- load reads what every event needs to know of a session; nil if there is no such session.
 local function load(S)
-  local v = call('HMGET', S.key, 'e', 's', 'st', 'inst', 'ow', 'd', 'lb', 'mc')
+  local v = call('HMGET', S.key, 'e', 's', 'st', 'inst', 'ow', 'd', 'lb', 'mc', 'fd')
   if not v[1] then return nil end
   S.e, S.s, S.st, S.inst, S.ow = v[1], tonumber(v[2]), v[3], v[4], v[5]
-  S.d, S.lb, S.mc = tonumber(v[6]) or 0, tonumber(v[7]) or 0, tonumber(v[8]) or 0
+  S.d, S.lb, S.mc, S.fd = tonumber(v[6]) or 0, tonumber(v[7]) or 0, tonumber(v[8]) or 0, tonumber(v[9]) or 0
   return S
 end
 
@@ -43,8 +43,12 @@ local function roll(S, high)
   call('HSET', S.key, 'e', S.e, 's', int(S.s), 'inst', inst)
 end
 
--- changed has the session's document written soon; ordinary events only see to it that it is written some time.
-local function changed(S) call('ZADD', KEYS[4], 'LT', int(now), S.id) end
+-- changed has the session's document written soon, and the feed told at once ('!'); ordinary events only see to it that
+-- the document is written some time, and tell the feed once a second (emit).
+local function changed(S)
+  call('ZADD', KEYS[4], 'LT', int(now), S.id)
+  call(pub, KEYS[4], '!' .. S.id)
+end
 
 -- emit writes the event (id, h, c) and returns its seq. The caller has checked DUP, then ENDED, then FENCED, in
 -- this order. counts is 1 for what a person or the AI said. The first write is one that a full Redis refuses, so
@@ -56,9 +60,12 @@ local function emit(S, id, h, c, counts)
   call('XADD', S.log, seq .. '-0', 'e', S.e, 'h', h, 'c', c)
   call('XADD', KEYS[2], '*', 'k', S.id, 'e', S.e, 's', seq, 'h', h, 'c', c)
   call('HSET', S.ids, id, seq)
-  call('HSET', S.key, 's', seq, 'la', int(now), 'mc', int(S.mc), 'lb', int(S.lb))
+  local tell = now >= S.fd + 1000 -- who is told reads a second later, so it misses nothing of that second
+  if tell then S.fd = now end
+  call('HSET', S.key, 's', seq, 'la', int(now), 'mc', int(S.mc), 'lb', int(S.lb), 'fd', int(S.fd))
   call('ZADD', KEYS[4], 'NX', int(now + docEvery), S.id)
   call(pub, S.chan, record(S.e, seq, h, c))
+  if tell then call(pub, KEYS[4], S.id) end
   return seq
 end
 

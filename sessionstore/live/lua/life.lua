@@ -27,6 +27,29 @@ local function idle(S)
   call('ZREM', KEYS[3], 'gen:' .. S.id, 'cut:' .. S.id)
 end
 
+-- hold prolongs the hold of whoever has the session by so many milliseconds from now.
+local function hold(S, lease) call('ZADD', KEYS[3], int(now + lease), 'hold:' .. S.id) end
+
+-- take gives the session to a person. What was owed is the person's to answer.
+local function take(S, admin, name, fence, lease)
+  call('HSET', S.key, 'ow', 'human', 'aid', admin, 'an', name, 'fence', fence, 'asst', '1')
+  call('HDEL', S.key, 'hw')
+  call('DEL', S.ask)
+  call('ZREM', KEYS[3], 'ask:' .. S.id, 'help:' .. S.id)
+  hold(S, lease)
+  S.ow = 'human'
+  changed(S)
+end
+
+-- back gives the session back to the AI. What was asked of the person is not owed. Who held it last stays known.
+local function back(S)
+  call('HSET', S.key, 'ow', 'ai')
+  call('HDEL', S.key, 'fence')
+  call('ZREM', KEYS[3], 'hold:' .. S.id)
+  S.ow = 'ai'
+  changed(S)
+end
+
 -- finish writes the session's end, at the given time, and takes it off every list of the living.
 local function finish(S, id, h, c, at)
   local seq = emit(S, id, h, c, 0)
@@ -35,6 +58,7 @@ local function finish(S, id, h, c, at)
   if v[1] and v[1] ~= '' then interval = v[1] .. ',' .. interval end
   call('HSET', S.key, 'st', 'ended', 'et', int(at), 'iv', interval)
   S.st = 'ended'
+  if S.ow == 'human' then back(S) end
   if call('EXISTS', S.gen) == 1 then idle(S) end
   call('DEL', S.ask, S.c)
   call('ZREM', KEYS[12], S.id)
@@ -43,15 +67,6 @@ local function finish(S, id, h, c, at)
   if call('GET', KEYS[14]) == S.id then call('DEL', KEYS[14]) end
   changed(S)
   return seq
-end
-
--- take gives the session to a person. What was owed is the person's to answer.
-local function take(S, admin, name, fence)
-  call('HSET', S.key, 'ow', 'human', 'aid', admin, 'an', name, 'fence', fence, 'asst', '1')
-  call('DEL', S.ask)
-  call('ZREM', KEYS[3], 'ask:' .. S.id)
-  S.ow = 'human'
-  changed(S)
 end
 
 -- cause writes the event that ends a running answer from outside.

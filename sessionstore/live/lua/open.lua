@@ -12,6 +12,7 @@
 --       made yet  20 model  21-23 field in ids, h, c of its session_started  24-26 the same of the old one's
 --       session_ended ('' if not made yet)
 -- Returns  RETRY sid | EXPIRED | NEW | SETTLE | ACTIVE sid | CREATED hash | RESUMED hash recovered(1|0)
+--          sockets
 local cur = call('GET', KEYS[14]) or ''
 if cur ~= ARGV[7] then return { 'RETRY', cur } end
 local lease, window = tonumber(ARGV[12]), tonumber(ARGV[13])
@@ -32,7 +33,7 @@ if S and S.st == 'active' then
     if ARGV[14] == '1' then return { 'ACTIVE', cur } end
     roll(S, seen)
     present(S, ARGV[11], lease, window)
-    return { 'RESUMED', call('HGETALL', S.key), readable(S) }
+    return { 'RESUMED', call('HGETALL', S.key), readable(S), int(call('ZCOUNT', S.c, int(now), '+inf')) }
   end
   if call('HGET', S.gen, 'state') == 'cut' then return { 'SETTLE' } end
   if ARGV[24] == '' or ARGV[19] == '' then return { 'EXPIRED' } end

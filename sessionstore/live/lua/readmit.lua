@@ -3,7 +3,7 @@
 --
 -- KEYS  1-10 of event.lua
 -- ARGV  1-6 of event.lua  7 field in ids  8 h  9 c  10 counts as a message (1|0)  11 questions it answers, ''
---       12 message id, if it is an answer  13 tokens  14 response time
+--       12 message id, if it is an answer  13 tokens  14 response time  15 fence of the hold that it ends, ''
 -- Returns  OK|DUP epoch seq | NOTFOUND | ENDED
 local S = session()
 if not S then return { 'NOTFOUND' } end
@@ -17,4 +17,5 @@ if ARGV[12] ~= '' then
   if g[1] == ARGV[12] and g[2] == 'run' then idle(S) end
   answered(S, ARGV[11])
 end
+if ARGV[15] ~= '' and S.ow == 'human' and call('HGET', S.key, 'fence') == ARGV[15] then back(S) end
 return { 'OK', S.e, seq }

@@ -5,7 +5,7 @@
 --       10 milliseconds  11 epoch in MongoDB  12 number of fields, then name and value of each for the session hash
 --       then the number of events, and seq, epoch, field in ids, h, c of each, ascending
 --       then the number of questions owed an answer, and id, seq of each
---       then milliseconds until a keeper looks after them
+--       then milliseconds until a keeper looks after them, lease of a hold, and how long help keeps the session
 -- Returns  OK | THERE | ACTIVE sid (the user has another one)
 local stored = tonumber(ARGV[7])
 local active = ARGV[9] == '1'
@@ -39,19 +39,27 @@ end
 -- allows, and known by its id in any case.
 local tip = call('XREVRANGE', S.log, '+', '-', 'COUNT', 1)
 local top = tip[1] and tonumber(string.match(tip[1][1], '^%d+')) or 0
-local added = {}
+local added, hole = {}, nil
 for _ = 1, tonumber(shift()) do
   local seq, epoch, id, h, c = shift(), shift(), shift(), shift(), shift()
   if call('HSETNX', S.ids, id, seq) == 1 then added[seq] = true end
   if tonumber(seq) > top then
     call('XADD', S.log, seq .. '-0', 'e', epoch, 'h', h, 'c', c)
     S.lb = S.lb + #h + #c
+  elseif added[seq] and #call('XRANGE', S.log, seq .. '-0', seq .. '-0') == 0 then
+    hole = tonumber(seq)
   end
 end
-call('HSET', S.key, 'lb', int(S.lb))
+-- A log has no holes: what lies before one is in MongoDB, as the missing event is, and is read from there.
+if hole then
+  local before = call('XRANGE', S.log, '-', int(hole) .. '-0')
+  for i = 1, #before do S.lb = S.lb - #before[i][2][4] - #before[i][2][6] end
+  call('XTRIM', S.log, 'MINID', int(hole + 1) .. '-0')
+end
+call('HSET', S.key, 'lb', int(math.max(S.lb, 0)))
 local owed = {}
 for _ = 1, tonumber(shift()) do owed[#owed + 1] = { shift(), shift() } end
-local delay = tonumber(shift())
+local delay, lease, help = tonumber(shift()), tonumber(shift()), tonumber(shift())
 if active then
   roll(S, math.max(seen, stored))
   for i = 1, #owed do
@@ -64,6 +72,8 @@ if not active then
   for i = 5, 11 do call('PEXPIRE', KEYS[i], ARGV[10]) end
   return { 'OK' }
 end
+if S.ow == 'human' then hold(S, lease) end
+if S.ow == 'waiting' then call('HSET', S.key, 'hw', int(now + help)) end
 call('SET', KEYS[14], S.id)
 present(S, '', 0, tonumber(ARGV[8]))
 changed(S)
