@@ -76,7 +76,10 @@ func (s *Store) cut(ctx context.Context, causing sessionstore.Event, kind cutKin
 		case "SETTLE":
 		default:
 			a := appended(r)
-			a.Duplicate = a.Duplicate && !cutHere
+			if cutHere { // by this very event, which took the hold then, whatever has become of it since
+				a.Duplicate = false
+				return a, causing.MessageID, nil
+			}
 			return a, r.str(3), nil
 		}
 		if err := s.Settle(ctx, sid); err != nil {

@@ -167,6 +167,7 @@ func TestRelease_makesTheAnswerDueAtOnce(t *testing.T) {
 	g2, err := beside(t, s, "r2").Acquire(ctx, sid)
 	require.NoError(t, err)
 	assert.Equal(t, "half", g2.Text)
+	assert.Zero(t, g2.Takeovers, "to hand over is not to fall silent")
 }
 
 // Beyond B8: each provider call is booked once, before its request leaves.

@@ -113,11 +113,148 @@ func TestReadmit_writesALostAnswerAgain(t *testing.T) {
 	_, err = s.Acquire(ctx, sid)
 	require.ErrorIs(t, err, sessionstore.ErrNotOwed)
 
-	join := joinEvent(sid)
-	_, err = s.Readmit(ctx, join)
+	require.NoError(t, s.End(ctx, sid, "explicit", ""))
+	dup, err := s.Readmit(ctx, answer)
+	require.NoError(t, err, "a duplicate is told so before the end is")
+	assert.Equal(t, first.Position, dup.Position)
+	answer.MessageID = uuid.NewString()
+	_, err = s.Readmit(ctx, answer)
+	require.ErrorIs(t, err, sessionstore.ErrEnded)
+	answer.SessionID = newSessionID(3)
+	_, err = s.Readmit(ctx, answer)
+	require.ErrorIs(t, err, sessionstore.ErrNotFound)
+}
+
+// Beyond B5: a hold that Redis has lost comes back with its event, unless somebody else has taken the session since.
+func TestReadmit_ofJoinsAndLeaves(t *testing.T) {
+	s := newTestStore(t, nil)
+	ctx := testContext(t)
+	sid := openSession(t, s, "u1")
+	ask(t, s, sid, "q")
+	g, err := s.Acquire(ctx, sid) // the promoted primary knew nothing of the join
 	require.NoError(t, err)
-	_, err = s.Cut(ctx, joinEvent(sid), &Hold{AdminID: "a2"})
+	require.NoError(t, s.Chunk(ctx, &g, "half", false))
+	lost := joinEvent(sid)
+	for _, again := range []bool{false, true} {
+		a, err := s.Readmit(ctx, lost)
+		require.NoError(t, err)
+		assert.Equal(t, again, a.Duplicate)
+	}
+	require.ErrorIs(t, s.Chunk(ctx, &g, "x", false), sessionstore.ErrFenced)
+	require.NoError(t, s.RenewHold(ctx, sid, "a1", lost.MessageID), "the admin goes on with the fence they have")
+	theirs := joinEvent(sid)
+	theirs.Metadata = map[string]string{"admin_id": "a2", "name": "Bob"}
+	_, err = s.Readmit(ctx, theirs)
 	require.ErrorIs(t, err, sessionstore.ErrAssisted)
+
+	// An older join of the same admin is history, and so is its leave.
+	older := joinEvent(sid)
+	_, err = s.Readmit(ctx, older)
+	require.NoError(t, err)
+	left := leaveEvent(sid, "a1", "Eve", older.MessageID, "left")
+	left.MessageID, left.Sender = uuid.NewString(), sessionstore.SenderAdmin
+	_, err = s.Readmit(ctx, left)
+	require.NoError(t, err)
+	require.NoError(t, s.RenewHold(ctx, sid, "a1", lost.MessageID))
+
+	left.MessageID, left.Target = uuid.NewString(), lost.MessageID
+	for range 2 {
+		_, err = s.Readmit(ctx, left)
+		require.NoError(t, err)
+	}
+	require.ErrorIs(t, s.RenewHold(ctx, sid, "a1", lost.MessageID), sessionstore.ErrNotHolder)
+	assert.Equal(t, sessionstore.OwnerAI, session(t, s, sid).Owner)
+	assert.Zero(t, dueAt(t, s, "hold", sid))
+	assert.Equal(t, []string{"session_started", "user_message", "ai_response", "admin_join", "admin_join", "admin_leave",
+		"admin_leave"}, types(transcript(t, s, sid)))
+}
+
+// Beyond B5: a rebuilt session belongs to whom it belonged, and to nobody for ever.
+func TestRebuild_keepsTheOwner(t *testing.T) {
+	r := startRedis(t)
+	s := newStoreAt(t, r.url(), nil)
+	ctx := testContext(t)
+	help := func(sid string) {
+		h := question(sid, "please")
+		h.Owe, h.Help, h.Event.Type = false, true, sessionstore.TypeHelpRequest
+		_, err := s.Append(ctx, h)
+		require.NoError(t, err)
+	}
+	for name, c := range map[string]struct {
+		before, after func(sid string) // the document is written between the two
+		owner         sessionstore.Owner
+		owed          bool
+	}{
+		"held":                          {before: func(sid string) { join(t, s, sid, eve) }, owner: sessionstore.OwnerHuman},
+		"held since after the document": {after: func(sid string) { join(t, s, sid, eve) }, owner: sessionstore.OwnerHuman},
+		"left since": {before: func(sid string) { join(t, s, sid, eve) }, after: func(sid string) {
+			_, err := s.Leave(ctx, sid, "a1", session(t, s, sid).Fence, uuid.NewString())
+			require.NoError(t, err)
+		}, owner: sessionstore.OwnerAI, owed: true},
+		"waiting":       {before: help, owner: sessionstore.OwnerWaiting, owed: true},
+		"waiting since": {after: help, owner: sessionstore.OwnerWaiting, owed: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sid := openSession(t, s, "u1")
+			for _, f := range []func(string){c.before, c.after} {
+				if f == nil {
+					continue
+				}
+				f(sid)
+			}
+			if c.before != nil && c.after == nil {
+				ask := question(sid, "before")
+				_, err := s.Append(ctx, ask)
+				require.NoError(t, err)
+			}
+			want := session(t, s, sid)
+			doc, _ := stored(t, s, sid)
+			if c.after != nil { // an older document
+				doc.Session.Owner, doc.Session.AdminID, doc.Session.AdminName = sessionstore.OwnerAI, "", ""
+				if c.before != nil {
+					doc.Session.Owner, doc.Session.AdminID, doc.Session.AdminName = sessionstore.OwnerHuman, "a1", "Eve"
+				}
+			}
+			_, err := s.Append(ctx, question(sid, "last"))
+			require.NoError(t, err)
+			_, events := stored(t, s, sid)
+			doc.Session.Fence = "" // MongoDB does not keep it
+			require.NoError(t, s.client.FlushAll(ctx).Err())
+			require.NoError(t, s.Rebuild(ctx, doc, events))
+			got := session(t, s, sid)
+			assert.Equal(t, c.owner, got.Owner)
+			assert.Equal(t, want.AdminID, got.AdminID)
+			assert.Equal(t, want.AdminName, got.AdminName)
+			assert.Equal(t, want.Fence, got.Fence)
+			_, err = s.Acquire(ctx, sid)
+			if c.owed {
+				require.NoError(t, err)
+			} else {
+				require.ErrorIs(t, err, sessionstore.ErrAssisted)
+				require.NoError(t, s.RenewHold(ctx, sid, "a1", got.Fence))
+				assert.NotZero(t, dueAt(t, s, "hold", sid), "it lapses")
+			}
+			require.NoError(t, s.End(ctx, sid, "explicit", ""))
+		})
+	}
+
+	t.Run("held since before the events", func(t *testing.T) {
+		sid := openSession(t, s, "u2")
+		join(t, s, sid, eve)
+		_, err := s.Append(ctx, adminSays(sid, "a1", "x"))
+		require.NoError(t, err)
+		doc, events := stored(t, s, sid)
+		doc.Session.Fence = ""
+		require.NoError(t, s.client.FlushAll(ctx).Err())
+		require.NoError(t, s.Rebuild(ctx, doc, events[2:]))
+		a, fence, err := s.Join(ctx, sid, eve, uuid.NewString())
+		require.NoError(t, err)
+		assert.True(t, a.Duplicate)
+		require.NotEmpty(t, fence)
+		require.NoError(t, s.RenewHold(ctx, sid, "a1", fence))
+		_, err = s.Leave(ctx, sid, "a1", fence, uuid.NewString())
+		require.NoError(t, err)
+	})
 }
 
 // Beyond B2: after Redis has lost everything, a session goes on from MongoDB, in one piece, whoever rebuilds it.
@@ -338,10 +475,30 @@ func story(t *testing.T, s *Store, user string) {
 	page, err := s.Read(ctx, sid, sessionstore.Position{})
 	require.NoError(t, err)
 	assert.Len(t, page.Messages, 6)
+	_, err = s.Append(ctx, adminSays(sid, "a1", "hello"))
+	require.NoError(t, err)
+	_, fence, err := s.StealHold(ctx, sid, bob, uuid.NewString())
+	require.NoError(t, err)
+	require.NoError(t, s.RenewHold(ctx, sid, "a2", fence))
+	_, err = s.Leave(ctx, sid, "a2", fence, uuid.NewString())
+	require.NoError(t, err)
 	require.NoError(t, s.Gone(ctx, Conn{sid, "r1.1"}))
 	require.NoError(t, s.End(ctx, sid, "explicit", ""))
 	require.NoError(t, s.expire(ctx, sid))
-	assert.Len(t, transcript(t, s, sid), 7)
+	assert.Len(t, transcript(t, s, sid), 10)
+	second := openSession(t, s, user)
+	ask(t, s, second, "q")
+	g, err = s.Acquire(ctx, second)
+	require.NoError(t, err)
+	require.NoError(t, s.Chunk(ctx, &g, "cut", false))
+	_, err = s.Activate(ctx, user, sid, true)
+	require.NoError(t, err)
+	assert.Len(t, transcript(t, s, second), 4)
+	assert.Len(t, transcript(t, s, sid), 11)
+	tops, err := s.Positions(ctx, []string{sid, second})
+	require.NoError(t, err)
+	assert.Len(t, tops, 2)
+	require.NoError(t, s.End(ctx, sid, "explicit", ""))
 	doc, events := stored(t, s, sid)
 	require.NoError(t, s.client.Del(ctx, s.parts[Partition(user)].session(sid).all()...).Err())
 	doc.Final = true
