@@ -51,6 +51,7 @@ type frame struct {
 type user struct {
 	token string
 	id    string
+	lossy bool // subscriptions are being broken: the last chunks before a final may be missing; set before connect
 
 	mu        sync.Mutex // guards the fields below
 	sessionID string
@@ -60,11 +61,15 @@ type user struct {
 	events    []frame           // durable events, own messages included, in order
 	own       map[string]string // message_id -> content, sent and not seen in the order yet
 	texts     map[string]string // content of all that was ever sent: what a real client keeps until it is durable
+	shown     map[string]int64  // own messages whose place a snapshot has shown: a late ack of them moves nothing
 	lost      int               // messages that were acknowledged and then missing from a snapshot: sent again
 	acked     map[string]int64
 	dups      int
 	running   map[string]*running
-	frames    []frame // everything else: pongs, errors, loading
+	begun     map[string]time.Time // "answer/attempt" -> when its first chunk was seen
+	assisted  bool                 // a person has the session: the AI must be silent
+	ignoreAck func(id string) bool // acks that never reach the code above the socket; nil: none
+	frames    []frame              // everything else: pongs, errors, loading
 	faults    []string
 	snapshots int
 	closed    websocket.StatusCode
@@ -82,7 +87,7 @@ type running struct {
 }
 
 func newUser(id, token string) *user {
-	return &user{id: id, token: token, own: map[string]string{}, texts: map[string]string{}, acked: map[string]int64{}, running: map[string]*running{}, changed: make(chan struct{})}
+	return &user{id: id, token: token, own: map[string]string{}, texts: map[string]string{}, shown: map[string]int64{}, acked: map[string]int64{}, running: map[string]*running{}, begun: map[string]time.Time{}, changed: make(chan struct{})}
 }
 
 func (u *user) fault(format string, args ...any) {
@@ -203,7 +208,12 @@ func (u *user) status(f frame) {
 				u.fault("snapshot out of order: %d after %d", m.Seq, u.events[n-1].Seq)
 			}
 			u.settle(m)
+			u.shown[m.MessageID] = m.Seq
 			u.events = append(u.events, m)
+		}
+		u.assisted = false
+		for _, e := range u.events {
+			u.owner(e)
 		}
 		u.recall()
 	case "live":
@@ -230,8 +240,21 @@ func (u *user) recall() {
 
 func (u *user) ack(f frame) {
 	if f.Duplicate {
+		if first := u.acked[f.MessageID]; first > 0 && first != f.Seq {
+			u.fault("message %s has seq %d and %d", f.MessageID, first, f.Seq) // Beyond B7
+		}
 		u.dups++
 		u.acked[f.MessageID] = f.Seq
+		if f.Seq <= u.seq || f.SessionID != u.sessionID { // its place in the order is behind us, or in a session before
+			delete(u.own, f.MessageID)
+		}
+		return
+	}
+	if u.shown[f.MessageID] == f.Seq && f.Seq <= u.seq {
+		return
+	}
+	if u.ignoreAck != nil && u.ignoreAck(f.MessageID) {
+		u.unheard(f)
 		return
 	}
 	content, mine := u.own[f.MessageID]
@@ -239,6 +262,18 @@ func (u *user) ack(f frame) {
 		u.fault("ack of %s, which is not waited for", f.MessageID)
 	}
 	u.durable(frame{Type: "user_message", Sender: "user", MessageID: f.MessageID, Content: content, Seq: f.Seq, SessionID: f.SessionID})
+}
+
+// unheard takes an ack whose meaning is lost: the place in the order is filled, and the message is still one to send
+// again.
+func (u *user) unheard(f frame) {
+	content := u.texts[f.MessageID]
+	waits := u.own[f.MessageID] != ""
+	u.durable(frame{Type: "user_message", Sender: "user", MessageID: f.MessageID, Content: content, Seq: f.Seq, SessionID: f.SessionID})
+	if waits {
+		u.own[f.MessageID] = content
+		delete(u.acked, f.MessageID)
+	}
 }
 
 // durable takes the next event of the order.
@@ -254,8 +289,12 @@ func (u *user) durable(f frame) {
 	}
 	u.settle(f)
 	u.events = append(u.events, f)
+	u.owner(f)
 	if f.Type == "ai_response" {
-		if r := u.running[f.MessageID]; r != nil && !r.broken && r.text != f.Content {
+		if u.assisted {
+			u.fault("the AI said %q while a person has the session", f.Content) // Beyond B4
+		}
+		if r := u.running[f.MessageID]; r != nil && !r.broken && r.text != f.Content && !(u.lossy && strings.HasPrefix(f.Content, strings.TrimSpace(r.text))) {
 			u.fault("final text is not what was streamed: %q, %q", f.Content, r.text)
 		}
 		delete(u.running, f.MessageID)
@@ -269,7 +308,23 @@ func (u *user) settle(f frame) {
 	}
 }
 
+// owner notes who answers from this event on.
+func (u *user) owner(f frame) {
+	switch f.Type {
+	case "admin_join":
+		u.assisted = true
+	case "admin_leave":
+		u.assisted = false
+	}
+}
+
 func (u *user) chunkOf(f frame) {
+	if u.assisted {
+		u.fault("the AI wrote chunk %d while a person has the session", f.Chunk) // Beyond B4
+	}
+	if key := fmt.Sprintf("%s/%d", f.MessageID, f.Attempt); u.begun[key].IsZero() {
+		u.begun[key] = time.Now()
+	}
 	r := u.running[f.MessageID]
 	if r == nil {
 		r = &running{attempt: f.Attempt}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -74,18 +75,20 @@ func binary(t testing.TB) string {
 
 // options shape a cluster.
 type options struct {
-	replicas  int           // default 3
-	window    time.Duration // reconnect window, default 15m
-	extra     string        // TOML added at the end
-	noMongo   bool          // do not start MongoDB
-	noRedis   bool          // do not start Redis
-	aof       bool          // Redis keeps its data over a restart
-	chatbox   string        // lines in [chatbox]
-	websocket string        // lines in [chatbox.websocket]
-	redisArgs []string      // added to the command line of Redis
-	redisURL  string        // Redis that the test has started itself; implies noRedis
-	redisUser string        // "user:password" that the replicas log in with
-	linked    bool          // each replica reaches Redis over a link of its own, c.links[i]
+	replicas  int                             // default 3
+	window    time.Duration                   // reconnect window, default 15m
+	extra     string                          // TOML added at the end
+	noMongo   bool                            // do not start MongoDB
+	noRedis   bool                            // do not start Redis
+	aof       bool                            // Redis keeps its data over a restart
+	chatbox   string                          // lines in [chatbox]
+	websocket string                          // lines in [chatbox.websocket]
+	redisArgs []string                        // added to the command line of Redis
+	redisURL  string                          // Redis that the test has started itself; implies noRedis
+	redisUser string                          // "user:password" that the replicas log in with
+	linked    bool                            // each replica reaches Redis over a link of its own, c.links[i]
+	env       []string                        // NAME=value for all replicas; stands above the file
+	model     func(http.Handler) http.Handler // put in front of the scripted model
 }
 
 // cluster is replicas behind nginx with everything they need.
@@ -127,7 +130,11 @@ func start(t testing.TB, o options) *cluster {
 		c.startMongo()
 	}
 	c.llm = llmfake.New(llmfake.Options{Key: "llm-key"})
-	model := httptest.NewServer(c.llm)
+	var scripted http.Handler = c.llm
+	if o.model != nil {
+		scripted = o.model(scripted)
+	}
+	model := httptest.NewServer(scripted)
 	t.Cleanup(model.Close)
 	keyset, err := seal.NewKeyset()
 	require.NoError(t, err)
@@ -234,7 +241,7 @@ func (c *cluster) startReplica(i int, bin string) {
 	c.t.Helper()
 	dir := filepath.Join(c.dir, fmt.Sprintf("replica-%d-%d", i, time.Now().UnixNano()))
 	addr := fmt.Sprintf("127.0.0.1:%d", c.ports[i])
-	var env []string
+	env := slices.Clone(c.opts.env)
 	if c.links != nil {
 		env = append(env, "CHATBOX__REDIS__URL="+c.redisAt(c.links[i].Addr()))
 	}
