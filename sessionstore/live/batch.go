@@ -16,8 +16,9 @@ const (
 	maxBatchCalls = 256
 	maxBatchBytes = 1 << 20
 
-	// flightTimeout bounds a pipeline that carries several callers. A caller that waits less long leaves alone.
-	flightTimeout = 5 * time.Second
+	// flightTimeout bounds one pipeline, so that a call waits twice this long at the most: for the one before, and for
+	// its own. A caller that waits less long leaves alone.
+	flightTimeout = 4 * time.Second
 )
 
 // invocation is one call of a script and, after invoke, its outcome.
@@ -146,10 +147,10 @@ func (b *batcher) send(ctx context.Context, batch []*batchCall) {
 		calls[i] = &c.invocation
 	}
 	if len(batch) > 1 { // one caller's impatience must not fail the others
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), flightTimeout)
-		defer cancel()
+		ctx = context.WithoutCancel(ctx)
 	}
+	ctx, cancel := context.WithTimeout(ctx, flightTimeout)
+	defer cancel()
 	defer func() {
 		b.mu.Lock()
 		defer b.mu.Unlock()

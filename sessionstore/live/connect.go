@@ -32,7 +32,7 @@ type ConnectOptions struct {
 
 const (
 	dialTimeout = 2 * time.Second
-	ioTimeout   = 3 * time.Second // of one command or pipeline
+	ioTimeout   = 2 * time.Second // of one try of a command or pipeline; with go-redis's three repetitions below ten seconds
 	poolSize    = 32              // per node: few commands are in flight, appends and chunks share one
 	minIdle     = 2
 )

@@ -1,0 +1,282 @@
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// full says that the long variants were asked for (make faults).
+func full() bool { return os.Getenv("CHATBOX_FAULTS") == "full" }
+
+// inCI picks the short or the long value.
+func inCI[T any](short, long T) T {
+	if full() {
+		return long
+	}
+	return short
+}
+
+// crowd is users who talk all the time while something goes wrong. Like real clients they send again what was
+// refused or not acknowledged, ping when nothing comes, and reconnect; unlike them they check every frame.
+type crowd struct {
+	t     testing.TB
+	c     *cluster
+	users []*user
+	addr  func(user int) string
+	stop  chan struct{}
+	wg    sync.WaitGroup
+
+	mu   sync.Mutex // guards acks
+	acks []time.Time
+}
+
+// crowdWords is how long every answer is.
+const crowdWords = 5
+
+// talk starts n users, each of whom connects where addr says (nil: through the balancer) at every connect. Chunks may
+// be lost on their way to them, because subscriptions break; nothing else may.
+func (c *cluster) talk(n int, addr func(user int) string) *crowd {
+	return c.talkStrictly(n, addr, true)
+}
+
+// talkStrictly is talk; without lossy every answer must have been streamed to its end.
+func (c *cluster) talkStrictly(n int, addr func(user int) string, lossy bool) *crowd {
+	c.t.Helper()
+	if addr == nil {
+		addr = func(int) string { return c.lb() }
+	}
+	cr := &crowd{t: c.t, c: c, addr: addr, stop: make(chan struct{})}
+	for i := range n {
+		id := fmt.Sprintf("talker-%d", i)
+		u := newUser(id, c.token(id))
+		u.lossy = lossy
+		cr.users = append(cr.users, u)
+		cr.wg.Go(func() { cr.run(i) })
+	}
+	c.t.Cleanup(cr.end)
+	cr.progress(n, 20*time.Second, "the crowd never got going")
+	return cr
+}
+
+func (cr *crowd) run(i int) {
+	u := cr.users[i]
+	for {
+		select {
+		case <-cr.stop:
+			return
+		case <-time.After(50 * time.Millisecond): // between two questions
+		}
+		if err := cr.ask(cr.c.t.Context(), i); err != nil {
+			assert.NoError(cr.t, err, u.id)
+			return
+		}
+	}
+}
+
+// ask asks one question and does not rest until it is answered.
+func (cr *crowd) ask(ctx context.Context, i int) error {
+	u := cr.users[i]
+	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
+	defer cancel()
+	id, acked := "", false
+	for ctx.Err() == nil {
+		if !cr.online(ctx, i) {
+			continue
+		}
+		if id == "" {
+			id, _ = u.send(ctx, fmt.Sprintf("!tokens %d 2", crowdWords))
+		}
+		u.mu.Lock()
+		refused, snapshots := u.refusals(id), u.snapshots
+		u.mu.Unlock()
+		_ = u.until(ctx, time.Second, "answer", func() bool {
+			return u.closed != 0 || u.answerTo(id) != nil || !acked && u.acked[id] > 0 || u.refusals(id) > refused || u.snapshots > snapshots
+		})
+		u.mu.Lock()
+		answered, waits, again := u.answerTo(id) != nil && u.own[id] == "", u.own[id] != "", u.refusals(id) > refused
+		first := !acked && u.acked[id] > 0
+		u.mu.Unlock()
+		if first {
+			acked = true
+			cr.mu.Lock()
+			cr.acks = append(cr.acks, time.Now())
+			cr.mu.Unlock()
+		}
+		switch {
+		case answered:
+			return nil
+		case first:
+		case waits && !dead(u):
+			if again {
+				sleepFor(ctx, 300*time.Millisecond) // retry_after
+			}
+			_ = u.resend(ctx)
+		default:
+			_ = u.write(ctx, map[string]any{"type": "ping", "last_seq": u.at()})
+		}
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return fmt.Errorf("%s: no answer to %s: acked %d, seq %d, close code %d, last error %+v", u.id, id, u.acked[id], u.seq, u.closed, u.last("error"))
+}
+
+// online connects a user who is not. It returns false when that did not work this time.
+func (cr *crowd) online(ctx context.Context, i int) bool {
+	u := cr.users[i]
+	if u.conn != nil && !dead(u) {
+		return true
+	}
+	if err := u.connect(ctx, cr.addr(i)); err != nil {
+		sleepFor(ctx, 200*time.Millisecond)
+		return false
+	}
+	if u.untilLive(ctx) != nil {
+		_ = u.conn.CloseNow()
+		<-u.done
+		return false
+	}
+	return u.resend(ctx) == nil
+}
+
+func sleepFor(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+func (u *user) at() int64 {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.seq
+}
+
+// refusals counts the errors that answer a message. With u.mu held.
+func (u *user) refusals(id string) int {
+	n := 0
+	for _, f := range u.frames {
+		if f.Type == "error" && f.MessageID == id {
+			n++
+		}
+	}
+	return n
+}
+
+// progress waits until n more messages were acknowledged than now, and returns how long the first one took.
+func (cr *crowd) progress(n int, limit time.Duration, otherwise string) time.Duration {
+	cr.t.Helper()
+	start := time.Now()
+	since := func() (count int, first time.Time) {
+		cr.mu.Lock()
+		defer cr.mu.Unlock()
+		for _, at := range cr.acks {
+			if at.After(start) {
+				if count++; count == 1 {
+					first = at
+				}
+			}
+		}
+		return count, first
+	}
+	require.Eventually(cr.t, func() bool { count, _ := since(); return count >= n }, limit, 20*time.Millisecond, otherwise)
+	_, first := since()
+	return first.Sub(start)
+}
+
+// end lets everybody finish their last question.
+func (cr *crowd) end() {
+	select {
+	case <-cr.stop:
+	default:
+		close(cr.stop)
+	}
+	cr.wg.Wait()
+}
+
+// check ends the talking and compares what every user has with what MongoDB has: the invariants I1, I3 and I4.
+func (cr *crowd) check() {
+	cr.t.Helper()
+	cr.end()
+	t, ok := cr.t.(*testing.T)
+	require.True(cr.t, ok)
+	total, again, snapshots := 0, 0, 0
+	for _, u := range cr.users {
+		stored := cr.c.flushed(u.sessionID, u.at())
+		u.mu.Lock()
+		assert.Empty(t, u.faults, u.id) // I4
+		assert.Empty(t, u.own, "%s has messages that were never acknowledged", u.id)
+		assertExactlyOnce(t, u, stored, len(u.acked), words(crowdWords)) // I1
+		total, again, snapshots = total+len(u.acked), again+u.dups+u.lost, snapshots+u.snapshots
+		u.mu.Unlock()
+		docs, _, err := cr.c.archive.Sessions(t.Context(), u.id, "", 100)
+		require.NoError(t, err)
+		assert.Len(t, docs, 1, "%s has had several sessions", u.id) // I3
+	}
+	t.Logf("%d messages of %d users, %d sent again, %d snapshots", total, len(cr.users), again, snapshots)
+}
+
+// monitor sees every command that a Redis server is sent.
+type monitor struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+// monitor watches until the test ends.
+func (c *cluster) monitor(addr string) *monitor {
+	c.t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	require.NoError(c.t, err)
+	_, err = io.WriteString(conn, "MONITOR\r\n")
+	require.NoError(c.t, err)
+	r := bufio.NewReader(conn)
+	line, err := r.ReadString('\n')
+	require.NoError(c.t, err)
+	require.Equal(c.t, "+OK\r\n", line)
+	m := &monitor{}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			line, err := r.ReadString('\n')
+			if err != nil {
+				return
+			}
+			m.mu.Lock()
+			m.lines = append(m.lines, line)
+			m.mu.Unlock()
+		}
+	}()
+	c.t.Cleanup(func() { _ = conn.Close(); <-done })
+	return m
+}
+
+// count is how many commands of clients, not of scripts, hold all the texts.
+func (m *monitor) count(texts ...string) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := 0
+next:
+	for _, line := range m.lines {
+		if strings.Contains(line, " lua]") {
+			continue
+		}
+		for _, text := range texts {
+			if !strings.Contains(line, text) {
+				continue next
+			}
+		}
+		n++
+	}
+	return n
+}
