@@ -52,6 +52,7 @@ type bus struct {
 	seed       maphash.Seed
 	linger     time.Duration // how long a channel stays subscribed after its last subscriber
 	probeAfter time.Duration // silence after which the connection is probed; after twice that it is given up
+	feed       *feed
 
 	running atomic.Bool
 }
@@ -75,6 +76,7 @@ func newBus(s *Store) *bus {
 		seed:       maphash.MakeSeed(),
 		linger:     defaultLinger,
 		probeAfter: defaultProbeAfter,
+		feed:       newFeed(),
 	}
 	for i := range b.shards {
 		b.shards[i] = newShard(b)
@@ -232,7 +234,7 @@ func (l *lane) receive(ctx context.Context, ps *redis.PubSub, conn uint64) error
 		switch m := msg.(type) {
 		case *redis.Message:
 			if sid, ok := l.b.sidOf(m.Channel); ok {
-				l.b.shard(sid).add(sid, m.Payload)
+				l.deliver(sid, m.Payload)
 			}
 		case *redis.Subscription:
 			sid, ok := l.b.sidOf(m.Channel)
@@ -242,7 +244,7 @@ func (l *lane) receive(ctx context.Context, ps *redis.PubSub, conn uint64) error
 			switch m.Kind {
 			case "subscribe", "ssubscribe":
 				if again := l.confirm(sid, conn); again {
-					l.b.shard(sid).resync(sid)
+					l.resync(sid)
 				}
 			default:
 				if l.holds(sid, conn) { // not by our wish: a slot moved away
@@ -251,6 +253,22 @@ func (l *lane) receive(ctx context.Context, ps *redis.PubSub, conn uint64) error
 			}
 		}
 	}
+}
+
+func (l *lane) deliver(sid, payload string) {
+	if _, ok := feedPartition(sid); ok {
+		l.b.feed.note(payload)
+		return
+	}
+	l.b.shard(sid).add(sid, payload)
+}
+
+func (l *lane) resync(sid string) {
+	if p, ok := feedPartition(sid); ok {
+		l.b.feed.lost(p)
+		return
+	}
+	l.b.shard(sid).resync(sid)
 }
 
 // command sends subscriptions and takes back those nobody wants any more.

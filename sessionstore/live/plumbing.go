@@ -55,18 +55,25 @@ func mustScript(name, parts string) *script {
 	return sc
 }
 
-// sidOfChannel returns the session whose channel it is.
+// sidOfChannel returns the session whose channel it is, or the topic of a partition's changes.
 func (s *Store) sidOfChannel(channel string) (sid string, ok bool) {
-	i := strings.Index(channel, "}:c:")
-	if i < 0 {
+	tag := strings.Index(channel, "}:")
+	if tag < 3 {
 		return "", false
 	}
-	return channel[i+len("}:c:"):], true
+	rest := channel[tag+2:]
+	if rest == "doc" {
+		return channel[tag-3:tag] + feedSuffix, true
+	}
+	return strings.CutPrefix(rest, "c:")
 }
 
-// channelOf returns the channel of a session whose id has been checked.
+// channelOf returns the channel of a session, or of a topic of changes, whose form has been checked.
 func (s *Store) channelOf(sid string) string {
 	p, _ := PartitionOf(sid)
+	if _, ok := feedPartition(sid); ok {
+		return s.parts[p].feed()
+	}
 	return s.parts[p].channel(sid)
 }
 
