@@ -34,6 +34,8 @@ type crowd struct {
 	c     *cluster
 	users []*user
 	addr  func(user int) string
+	words int           // of every answer
+	pace  time.Duration // between them
 	stop  chan struct{}
 	wg    sync.WaitGroup
 
@@ -53,10 +55,16 @@ func (c *cluster) talk(n int, addr func(user int) string) *crowd {
 // talkStrictly is talk; without lossy every answer must have been streamed to its end.
 func (c *cluster) talkStrictly(n int, addr func(user int) string, lossy bool) *crowd {
 	c.t.Helper()
+	return c.talkOf(n, addr, lossy, crowdWords, 2*time.Millisecond)
+}
+
+// talkOf is talkStrictly with answers of another length and pace.
+func (c *cluster) talkOf(n int, addr func(user int) string, lossy bool, words int, pace time.Duration) *crowd {
+	c.t.Helper()
 	if addr == nil {
 		addr = func(int) string { return c.lb() }
 	}
-	cr := &crowd{t: c.t, c: c, addr: addr, stop: make(chan struct{})}
+	cr := &crowd{t: c.t, c: c, addr: addr, words: words, pace: pace, stop: make(chan struct{})}
 	for i := range n {
 		id := fmt.Sprintf("talker-%d", i)
 		u := newUser(id, c.token(id))
@@ -95,7 +103,7 @@ func (cr *crowd) ask(ctx context.Context, i int) error {
 			continue
 		}
 		if id == "" {
-			id, _ = u.send(ctx, fmt.Sprintf("!tokens %d 2", crowdWords))
+			id, _ = u.send(ctx, fmt.Sprintf("!tokens %d %d", cr.words, cr.pace.Milliseconds()))
 		}
 		u.mu.Lock()
 		refused, snapshots := u.refusals(id), u.snapshots
@@ -216,7 +224,7 @@ func (cr *crowd) check() {
 		u.mu.Lock()
 		assert.Empty(t, u.faults, u.id) // I4
 		assert.Empty(t, u.own, "%s has messages that were never acknowledged", u.id)
-		assertExactlyOnce(t, u, stored, len(u.acked), words(crowdWords)) // I1
+		assertExactlyOnce(t, u, stored, len(u.acked), words(cr.words)) // I1
 		total, again, snapshots = total+len(u.acked), again+u.dups+u.lost, snapshots+u.snapshots
 		u.mu.Unlock()
 		docs, _, err := cr.c.archive.Sessions(t.Context(), u.id, "", 100)
