@@ -23,9 +23,10 @@ const (
 
 // invocation is one call of a script and, after invoke, its outcome.
 type invocation struct {
-	script *redis.Script
-	keys   []string
-	args   []any
+	script  *redis.Script
+	keys    []string
+	args    []any
+	durable bool // it writes durable events, see acks
 
 	val any
 	err error
@@ -44,7 +45,6 @@ type evalFunc func(*redis.Script, context.Context, redis.Scripter, []string, ...
 
 // runPipeline returns the calls that failed because their script is not loaded.
 func runPipeline(ctx context.Context, client redis.UniversalClient, calls []*invocation, eval evalFunc) []*invocation {
-	var unknown []*invocation
 	cmds := make([]*redis.Cmd, len(calls))
 	if len(calls) == 1 {
 		c := calls[0]
@@ -57,6 +57,11 @@ func runPipeline(ctx context.Context, client redis.UniversalClient, calls []*inv
 		// Exec repeats the first error of a command; each command has its own.
 		_, _ = pipe.Exec(ctx)
 	}
+	return outcomes(calls, cmds)
+}
+
+// outcomes gives every call its own, and returns those whose script is not loaded.
+func outcomes(calls []*invocation, cmds []*redis.Cmd) (unknown []*invocation) {
 	for i, cmd := range cmds {
 		calls[i].val, calls[i].err = cmd.Result()
 		if calls[i].err != nil && isNoScript(calls[i].err) {
@@ -77,6 +82,7 @@ func isNoScript(err error) bool { return strings.HasPrefix(err.Error(), "NOSCRIP
 type batcher struct {
 	// Set once by newBatcher.
 	client redis.UniversalClient
+	acks   *acks
 	log    *slog.Logger
 
 	mu    sync.Mutex // guards the fields below and the state of calls; never held during I/O
@@ -111,9 +117,13 @@ func newBatcher(client redis.UniversalClient, log *slog.Logger) *batcher {
 // cause of that and must take the outcome for unknown; the caller that sends for others can be late with it by
 // flightTimeout at most.
 func (b *batcher) Do(ctx context.Context, script *redis.Script, keys []string, args ...any) (any, error) {
+	return b.do(ctx, invocation{script: script, keys: keys, args: args})
+}
+
+func (b *batcher) do(ctx context.Context, inv invocation) (any, error) {
 	c := &batchCall{
-		invocation: invocation{script: script, keys: keys, args: args},
-		size:       sizeOf(keys, args),
+		invocation: inv,
+		size:       sizeOf(inv.keys, inv.args),
 		wake:       make(chan struct{}, 1),
 	}
 	b.mu.Lock()
@@ -160,7 +170,7 @@ func (b *batcher) send(ctx context.Context, batch []*batchCall) {
 			close(c.wake)
 		}
 	}()
-	invoke(ctx, b.client, calls)
+	b.acks.invoke(ctx, b.client, calls)
 }
 
 // takeLocked removes the next batch from the queue: at least one call, as many as one pipeline may carry.
@@ -217,6 +227,7 @@ type batchers struct {
 	// Set once by newBatchers.
 	client  redis.UniversalClient
 	cluster *redis.ClusterClient // nil: a single Redis
+	acks    *acks
 	log     *slog.Logger
 	one     *batcher
 
@@ -224,29 +235,36 @@ type batchers struct {
 	byNode map[string]*batcher
 }
 
-func newBatchers(client redis.UniversalClient, log *slog.Logger) *batchers {
+func newBatchers(client redis.UniversalClient, acks *acks, log *slog.Logger) *batchers {
 	cluster, _ := client.(*redis.ClusterClient)
-	return &batchers{
+	b := &batchers{
 		client:  client,
 		cluster: cluster,
+		acks:    acks,
 		log:     log,
 		one:     newBatcher(client, log),
 		byNode:  make(map[string]*batcher),
 	}
+	b.one.acks = acks
+	return b
 }
 
 // Do is batcher.Do, with the batcher of the primary that has keys[0]. Where that is wrong because a slot has moved,
 // go-redis follows.
 func (b *batchers) Do(ctx context.Context, script *redis.Script, keys []string, args ...any) (any, error) {
-	return b.of(ctx, keys[0]).Do(ctx, script, keys, args...)
+	return b.do(ctx, invocation{script: script, keys: keys, args: args})
+}
+
+func (b *batchers) do(ctx context.Context, inv invocation) (any, error) {
+	return b.of(ctx, inv.keys[0]).do(ctx, inv)
 }
 
 func (b *batchers) of(ctx context.Context, key string) *batcher {
 	if b.cluster == nil {
 		return b.one
 	}
-	node, err := b.cluster.MasterForKey(ctx, key)
-	if err != nil { // the call will say why
+	node := nodeOf(ctx, b.client, key)
+	if node == nil {
 		return b.one
 	}
 	addr := node.Options().Addr
@@ -255,6 +273,7 @@ func (b *batchers) of(ctx context.Context, key string) *batcher {
 	own := b.byNode[addr]
 	if own == nil {
 		own = newBatcher(b.client, b.log)
+		own.acks = b.acks
 		b.byNode[addr] = own
 	}
 	return own

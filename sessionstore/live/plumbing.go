@@ -16,6 +16,7 @@ type plumbing struct {
 	// Set once by newPlumbing.
 	s      *Store
 	batch  *batchers
+	acks   *acks // nil: no replica of Redis is waited for
 	bus    *bus
 	keeper *keeper
 	guard  *instGuard
@@ -28,9 +29,11 @@ type plumbingScripts struct {
 }
 
 func newPlumbing(s *Store) *plumbing {
+	acks := newAcks(s.o.Wait, s.o.WaitTimeout, s.log)
 	return &plumbing{
 		s:      s,
-		batch:  newBatchers(s.client, s.log),
+		batch:  newBatchers(s.client, acks, s.log),
+		acks:   acks,
 		bus:    newBus(s),
 		keeper: newKeeper(s),
 		guard:  newInstGuard(s.prefix, s.log),

@@ -24,6 +24,7 @@ type script struct {
 	// reserve, if not nil, is the same script with the right to run when Redis is full: what ends, renews or
 	// finishes something must not fail for the memory that it is about to free.
 	reserve *redis.Script
+	durable bool // it writes durable events, see Options.Wait
 }
 
 // Parts of a script that come before its own file.
@@ -107,7 +108,13 @@ func loadScripts() (scripts, error) {
 		*l.to, err = loadScript(l.name, l.parts, l.reserve)
 		errs = append(errs, err)
 	}
-	return sc, errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return sc, err
+	}
+	for _, d := range []*script{sc.append, sc.final, sc.cut, sc.settle, sc.leave, sc.readmit, sc.activate} {
+		d.durable = true
+	}
+	return sc, nil
 }
 
 // reserve remembers whether this Redis knows the header of scripts that may run when it is full.
@@ -150,8 +157,13 @@ func (s *Store) run(ctx context.Context, sc *script, keys []string, args ...any)
 	if err != nil {
 		return nil, err
 	}
-	v, err := form.Run(ctx, s.client, keys, args...).Result()
-	return checked(sc, v, err)
+	if s.pl.acks == nil || !sc.durable {
+		v, err := form.Run(ctx, s.client, keys, args...).Result()
+		return checked(sc, v, err)
+	}
+	call := &invocation{script: form, keys: keys, args: args, durable: true}
+	s.pl.acks.invoke(ctx, s.client, []*invocation{call})
+	return checked(sc, call.val, call.err)
 }
 
 // runSoon is run for the frequent scripts: calls of many goroutines share pipelines.
@@ -160,7 +172,7 @@ func (s *Store) runSoon(ctx context.Context, sc *script, keys []string, args ...
 	if err != nil {
 		return nil, err
 	}
-	v, err := s.pl.batch.Do(ctx, form, keys, args...)
+	v, err := s.pl.batch.do(ctx, invocation{script: form, keys: keys, args: args, durable: sc.durable})
 	return checked(sc, v, err)
 }
 

@@ -35,6 +35,12 @@ type Options struct {
 	ReplicaLease time.Duration // default 15s
 	SweepEvery   time.Duration // default 250ms
 
+	// Wait has every durable event acknowledged by so many replicas of Redis before the call that writes it returns,
+	// for WaitTimeout at most; fewer are counted (Unacked) and no error. Chunks that share a pipeline with such an
+	// event wait, too. Default 0: nobody is waited for.
+	Wait        int
+	WaitTimeout time.Duration // default 100ms, at most 2s
+
 	LogBytes int          // part of a session's log that is kept after it is in MongoDB; default 256 KiB
 	Log      *slog.Logger // nil: discard
 }
@@ -75,7 +81,13 @@ func New(o Options) (*Store, error) {
 	if o.LogBytes < 0 {
 		errs = append(errs, errors.New("LogBytes is negative"))
 	}
+	if o.Wait < 0 {
+		errs = append(errs, errors.New("Wait is negative"))
+	}
 	errs = append(errs, o.defaults()...)
+	if o.WaitTimeout > 2*time.Second {
+		errs = append(errs, errors.New("WaitTimeout is over 2s"))
+	}
 	sc, err := loadScripts()
 	errs = append(errs, err)
 	if err := errors.Join(errs...); err != nil {
@@ -114,6 +126,7 @@ func (o *Options) defaults() (errs []error) {
 		{"KeeperLease", &o.KeeperLease, 10 * time.Second},
 		{"ReplicaLease", &o.ReplicaLease, 15 * time.Second},
 		{"SweepEvery", &o.SweepEvery, 250 * time.Millisecond},
+		{"WaitTimeout", &o.WaitTimeout, 100 * time.Millisecond},
 	} {
 		switch {
 		case *d.field == 0:
