@@ -34,6 +34,9 @@ type parts struct {
 	flusher *flush.Flusher
 	models  *llm.Set
 	turns   *turn.Runner
+	revival *chat.Reviver
+	quota   *server.Quota
+	wrote   *server.Authored
 	server  *server.Server
 }
 
@@ -70,13 +73,26 @@ func build(s *config.Settings, log *slog.Logger) (*parts, error) {
 		return nil, fmt.Errorf("chatbox.llm.providers: %w", err)
 	}
 	history := &chat.History{Live: p.live, Stored: p.archive, Keys: keyring}
+	if p.revival, err = chat.NewReviver(chat.ReviveOptions{
+		Live: p.live, Archive: p.archive, Window: s.Chatbox.ReconnectTimeout, Log: component("revive"),
+	}); err != nil {
+		return nil, err
+	}
+	if p.wrote, err = server.NewAuthored(server.AuthoredOptions{Live: p.live, Archive: p.archive, Revival: p.revival, Log: log}); err != nil {
+		return nil, err
+	}
+	if p.quota, err = server.NewQuota(server.QuotaOptions{Redis: p.redis, Prefix: s.Redis.Prefix, PerMinute: s.Chatbox.RateLimit, Log: log}); err != nil {
+		return nil, err
+	}
 	if p.turns, err = turn.New(turn.Options{
-		Store: p.live, History: history, Models: p.models, SystemPrompt: s.Chatbox.LLM.SystemPrompt, Lease: s.Cluster.GenerationLease,
+		Store: p.live, History: history, Models: p.models, Authored: p.wrote, SystemPrompt: s.Chatbox.LLM.SystemPrompt, Lease: s.Cluster.GenerationLease,
 		Log: component("turn"),
 	}); err != nil {
 		return nil, err
 	}
-	talk, err := chat.New(chat.Options{Store: p.live, Archive: p.archive, Turns: p.turns, Models: p.models, Log: component("chat")})
+	talk, err := chat.New(chat.Options{
+		Store: p.live, Archive: p.archive, History: history, Revival: p.revival, Turns: p.turns, Models: p.models, Quota: p.quota, Log: component("chat"),
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -102,12 +118,13 @@ func (p *parts) face(s *config.Settings, history *chat.History, talk *chat.Chat,
 	}
 	ws := s.Chatbox.WebSocket
 	p.server, err = server.New(server.Deps{
-		Live: p.live, Archive: p.archive, History: history, Chat: talk, Turns: p.turns, Verifier: verifier,
+		Live: p.live, Archive: p.archive, History: history, Chat: talk, Revival: p.revival, Authored: p.wrote, Turns: p.turns, Verifier: verifier,
 		Policy: auth.NewPolicy(auth.PolicyOptions{Leeway: leewayOf(s.Auth.Leeway)}), Origins: origins, Models: models, Default: p.models.Default(),
 		Pages: assets.Handler(assets.Options{EmbedOrigins: s.Origins.Embed, Dev: s.Dev}), Log: log,
 		Options: server.Options{
 			Replica: p.replica, MaxConnections: s.Chatbox.MaxConnections, QueryToken: s.Auth.QueryToken, Window: s.Chatbox.ReconnectTimeout,
 			Presence: s.Cluster.PresenceLease, TouchEvery: s.Cluster.TouchEvery, PerMinute: s.Chatbox.RateLimit, SocketRate: s.Limits.SocketRate, SocketBurst: s.Limits.SocketBurst,
+			PerUser: s.Limits.SocketsPerUser, PerAddress: s.Limits.SocketsPerAddress, TailEvery: s.Cluster.TailEvery,
 			OpensInFlight: s.Limits.OpensInFlight, QueueBytes: int(s.Limits.QueueBytes), WriteWait: ws.WriteWait, Idle: ws.IdleTimeout,
 			PingEvery: ws.PingPeriod,
 		},

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 
 	"github.com/real-rm/chatbox/hub"
@@ -18,7 +19,10 @@ type Events interface {
 
 // feed is the only place that knows both the store's events and the hub's messages. As the hub's source it reads
 // what a socket has missed; see delivery for the other direction.
-type feed struct{ events Events }
+type feed struct {
+	events  Events
+	revival Reviver
+}
 
 var _ hub.Source = feed{}
 
@@ -26,6 +30,9 @@ var _ hub.Source = feed{}
 // that a client has.
 func (f feed) Read(ctx context.Context, topic string, pos hub.Position) (hub.Page, error) {
 	p, err := f.events.Read(ctx, topic, sessionstore.Position(pos))
+	if errors.Is(err, sessionstore.ErrNotFound) && f.revival.Revive(ctx, topic, "") == nil {
+		p, err = f.events.Read(ctx, topic, sessionstore.Position(pos)) // Redis had lost the session
+	}
 	if err != nil {
 		return hub.Page{}, err
 	}

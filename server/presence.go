@@ -2,7 +2,10 @@ package server
 
 import (
 	"context"
+	"errors"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/real-rm/chatbox/hub"
 	"github.com/real-rm/chatbox/server/auth"
@@ -11,8 +14,12 @@ import (
 	"github.com/real-rm/chatbox/sessionstore/live"
 )
 
-// touchBatch is how many leases are renewed in one call.
-const touchBatch = 500
+const (
+	// touchBatch is how many leases are renewed in one call.
+	touchBatch = 500
+	// reopenTimeout bounds putting one socket back, which may need MongoDB.
+	reopenTimeout = 10 * time.Second
+)
 
 // keepPresence renews the leases of this replica's sockets. A lease that Redis does not know any more is taken
 // anew: the socket still lives, so its session must not be counted as left.
@@ -32,18 +39,23 @@ func (s *Server) keepPresence(ctx context.Context) error {
 func (s *Server) touchAll(ctx context.Context) {
 	peers := make(map[live.Conn]*hub.Client, s.hub.Len())
 	batch := make([]live.Conn, 0, touchBatch)
+	var lost errgroup.Group
+	lost.SetLimit(revivals)
 	flush := func() {
 		if len(batch) == 0 {
 			return
 		}
 		tctx, cancel := context.WithTimeout(ctx, openTimeout)
-		defer cancel()
 		missing, err := s.deps.Live.Touch(tctx, batch)
+		cancel()
 		if err != nil {
 			s.log.Warn("presence not renewed", "component", "ws", "sockets", len(batch), "error", err.Error())
 		}
 		for _, conn := range missing {
-			s.reopen(tctx, peers[conn])
+			lost.Go(func() error {
+				s.reopen(ctx, peers[conn])
+				return nil
+			})
 		}
 		batch = batch[:0]
 	}
@@ -58,27 +70,47 @@ func (s *Server) touchAll(ctx context.Context) {
 		}
 	}
 	flush()
+	_ = lost.Wait()
 }
 
-// reopen puts a living socket back into its session, or sends it away if the session is not the user's active
-// one any more.
+// reopen puts a living socket back into its session, which it brings back if Redis has lost it, or sends the socket
+// away if the session is not the user's active one any more.
 func (s *Server) reopen(ctx context.Context, c *hub.Client) {
 	if c == nil || c.Context().Err() != nil {
 		return
 	}
 	p := c.Handler().(*peer)
-	opened, err := s.deps.Live.Open(ctx, sessionstore.OpenRequest{
-		UserID: p.userID, UserName: p.userName, ConnID: p.connID, Want: p.sessionID, ModelID: s.deps.Default,
-	})
-	switch {
-	case err != nil:
-		s.log.Warn("presence not restored", "component", "ws", "session_id", p.sessionID, "conn_id", p.connID, "error", err.Error())
-	case opened.Session.ID != p.sessionID:
-		// The lease was taken in another session: give it back there, the client comes again.
-		if err := s.deps.Live.Gone(ctx, live.Conn{SessionID: opened.Session.ID, ConnID: p.connID}); err != nil {
-			s.log.Warn("presence not removed", "component", "ws", "session_id", opened.Session.ID, "error", err.Error())
+	ctx, cancel := context.WithTimeout(ctx, reopenTimeout)
+	defer cancel()
+	req := sessionstore.OpenRequest{
+		UserID: p.userID, UserName: p.userName, ConnID: p.connID, Want: p.sessionID, ModelID: s.deps.Default, NoNew: true,
+	}
+	opened, err := s.deps.Live.Open(ctx, req)
+	if errors.Is(err, sessionstore.ErrNotFound) {
+		if err = s.deps.Revival.Revive(ctx, p.sessionID, p.userID); err == nil {
+			opened, err = s.deps.Live.Open(ctx, req)
 		}
+	}
+	switch {
+	case err == nil && opened.Session.ID == p.sessionID:
+		if c.Context().Err() != nil { // it has left meanwhile, perhaps before it was put back
+			s.dismiss(ctx, live.Conn{SessionID: p.sessionID, ConnID: p.connID})
+		}
+	case err == nil:
+		// The lease was taken in another session: give it back there, the client comes again.
+		s.dismiss(ctx, live.Conn{SessionID: opened.Session.ID, ConnID: p.connID})
 		c.Close(hub.CodeResync, "session has ended")
+	case gone(err):
+		c.Close(hub.CodeResync, "session is not here any more")
+	default:
+		s.log.Warn("presence not restored", "component", "ws", "session_id", p.sessionID, "conn_id", p.connID, "error", err.Error())
+	}
+}
+
+// dismiss removes a socket's lease. If that fails it lapses.
+func (s *Server) dismiss(ctx context.Context, conn live.Conn) {
+	if err := s.deps.Live.Gone(ctx, conn); err != nil {
+		s.log.Warn("presence not removed", "component", "ws", "session_id", conn.SessionID, "conn_id", conn.ConnID, "error", err.Error())
 	}
 }
 

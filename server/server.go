@@ -35,6 +35,8 @@ type Live interface {
 	Session(ctx context.Context, sessionID string) (sessionstore.Session, error)
 	Active(ctx context.Context, userID string) (sessionstore.Session, bool, error)
 	End(ctx context.Context, sessionID, reason, next string) error
+	Activate(ctx context.Context, userID, sessionID string, endCurrent bool) (sessionstore.Opened, error)
+	Positions(ctx context.Context, sessionIDs []string) (map[string]live.Top, error)
 	Ping(ctx context.Context) error
 	RunBus(ctx context.Context, h live.Handler) error
 }
@@ -57,6 +59,8 @@ type Deps struct {
 	Archive  Archive
 	History  *chat.History
 	Chat     *chat.Chat
+	Revival  Reviver
+	Authored *Authored // optional
 	Turns    Signaler
 	Verifier Verifier
 	Policy   *auth.Policy
@@ -79,6 +83,9 @@ type Options struct {
 	PerMinute      int           // messages a minute and user, told to clients; default 100
 	SocketRate     float64       // frames a second of one socket, default 10
 	SocketBurst    int           // frames at once of one socket, default 40
+	TailEvery      time.Duration // how often what was delivered is compared with Redis; default 15 s
+	PerUser        int           // sockets of one user in the cluster, default 20; beyond: 429
+	PerAddress     int           // sockets of one address on this replica, default 0: any number
 	OpensInFlight  int           // sessions opened at the same time, default 128
 	QueueBytes     int           // of one socket, default 1 MiB
 	WriteWait      time.Duration // for one write to a socket, default 10 s
@@ -94,7 +101,7 @@ func (o *Options) setDefaults() {
 	for _, d := range []struct {
 		field *time.Duration
 		value time.Duration
-	}{{&o.Window, 15 * time.Minute}, {&o.Presence, 95 * time.Second}, {&o.WriteWait, 10 * time.Second}, {&o.Idle, 90 * time.Second}, {&o.RedisGrace, 15 * time.Second}} {
+	}{{&o.Window, 15 * time.Minute}, {&o.Presence, 95 * time.Second}, {&o.WriteWait, 10 * time.Second}, {&o.Idle, 90 * time.Second}, {&o.RedisGrace, 15 * time.Second}, {&o.TailEvery, 15 * time.Second}} {
 		if *d.field <= 0 {
 			*d.field = d.value
 		}
@@ -102,7 +109,7 @@ func (o *Options) setDefaults() {
 	for _, n := range []struct {
 		field *int
 		value int
-	}{{&o.MaxConnections, 10000}, {&o.PerMinute, 100}, {&o.SocketBurst, 40}, {&o.OpensInFlight, 128}, {&o.QueueBytes, 1 << 20}} {
+	}{{&o.MaxConnections, 10000}, {&o.PerMinute, 100}, {&o.PerUser, 20}, {&o.SocketBurst, 40}, {&o.OpensInFlight, 128}, {&o.QueueBytes, 1 << 20}} {
 		if *n.field <= 0 {
 			*n.field = n.value
 		}
@@ -125,12 +132,13 @@ type Server struct {
 	opening chan struct{} // a place for each session being opened
 	conns   atomic.Uint64 // numbers connections
 	sockets atomic.Int64  // open or being opened
+	addrs   addresses
 	health  health
 }
 
 // New checks the parts. Nothing runs until Run.
 func New(deps Deps) (*Server, error) {
-	if deps.Live == nil || deps.Archive == nil || deps.History == nil || deps.Chat == nil || deps.Turns == nil ||
+	if deps.Live == nil || deps.Archive == nil || deps.History == nil || deps.Chat == nil || deps.Revival == nil || deps.Turns == nil ||
 		deps.Verifier == nil || deps.Policy == nil || deps.Options.Replica == "" {
 		return nil, errors.New("server: a required part is missing")
 	}
@@ -139,8 +147,9 @@ func New(deps Deps) (*Server, error) {
 		deps.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{deps: deps, opts: deps.Options, log: deps.Log, opening: make(chan struct{}, deps.Options.OpensInFlight)}
+	s.addrs.most = deps.Options.PerAddress
 	h, err := hub.New(hub.Options{
-		Source: feed{deps.Live}, QueueBytes: s.opts.QueueBytes, MaxFrame: protocol.MaxFrame, WriteWait: s.opts.WriteWait,
+		Source: feed{deps.Live, deps.Revival}, QueueBytes: s.opts.QueueBytes, MaxFrame: protocol.MaxFrame, WriteWait: s.opts.WriteWait,
 		Idle: s.opts.Idle, PingEvery: s.opts.PingEvery, Log: s.log.With("component", "hub"),
 	})
 	if err != nil {
@@ -164,6 +173,7 @@ func (s *Server) Register(e *echo.Echo) {
 	g.GET("/sessions/:id", s.readSession)
 	g.GET("/sessions/:id/messages", s.readMessages)
 	g.POST("/sessions/:id/end", s.endSession)
+	g.POST("/sessions/:id/activate", s.activateSession)
 	if s.deps.Pages != nil {
 		pages := echo.WrapHandler(s.deps.Pages)
 		for _, path := range []string{"", "/", "/*"} {
@@ -173,8 +183,8 @@ func (s *Server) Register(e *echo.Echo) {
 	}
 }
 
-// Run does what must go on in the background until ctx ends: the bus, the deadlines of sockets, presence, and
-// watching Redis. It returns when all sockets are gone.
+// Run does what must go on in the background until ctx ends: the bus, the deadlines of sockets, presence,
+// what Redis may have lost, and watching Redis. It returns when all sockets are gone.
 func (s *Server) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.hub.Run(ctx) })
@@ -182,7 +192,11 @@ func (s *Server) Run(ctx context.Context) error {
 		return s.deps.Live.RunBus(ctx, delivery{hub: s.hub, turns: s.deps.Turns, log: s.log})
 	})
 	g.Go(func() error { return s.keepPresence(ctx) })
+	g.Go(func() error { return s.sweepTails(ctx) })
 	g.Go(func() error { return s.watchTokens(ctx) })
+	if s.deps.Authored != nil {
+		g.Go(func() error { return s.deps.Authored.Run(ctx) })
+	}
 	g.Go(func() error { return s.watchRedis(ctx) })
 	return g.Wait()
 }

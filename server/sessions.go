@@ -118,6 +118,7 @@ func (s *Server) current(ctx context.Context, doc sessionstore.SessionDoc) (sess
 		if !errors.Is(err, sessionstore.ErrNotFound) {
 			return sess, err
 		}
+		doc.Session.Active = false // Redis has lost it; it is active again as soon as its user comes back
 	}
 	return s.named(doc)
 }
@@ -223,7 +224,7 @@ func (s *Server) endSession(c echo.Context) error {
 		return err
 	}
 	if sess.Active {
-		if err := s.deps.Live.End(ctx, sess.ID, "explicit", ""); err != nil && !errors.Is(err, sessionstore.ErrNotFound) {
+		if err := s.end(ctx, sess); err != nil {
 			return fmt.Errorf("end session: %w", err)
 		}
 		if sess, err = s.session(ctx, c); err != nil {
@@ -232,6 +233,65 @@ func (s *Server) endSession(c echo.Context) error {
 		s.log.Info("session ended", "component", "http", "user_id", sess.UserID, "session_id", sess.ID)
 	}
 	return c.JSON(http.StatusOK, item(sess))
+}
+
+// end ends a session, which it brings back for that if Redis has lost it.
+func (s *Server) end(ctx context.Context, sess sessionstore.Session) error {
+	err := s.deps.Live.End(ctx, sess.ID, "explicit", "")
+	if !errors.Is(err, sessionstore.ErrNotFound) {
+		return err
+	}
+	switch err := s.deps.Revival.Revive(ctx, sess.ID, sess.UserID); {
+	case errors.Is(err, sessionstore.ErrEnded), errors.Is(err, sessionstore.ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	}
+	return s.deps.Live.End(ctx, sess.ID, "explicit", "")
+}
+
+// activateSession reopens an ended session of the user. While another one is active that is a conflict, unless
+// end_current says that it is to be ended in the same step; its sockets then move to this one.
+func (s *Server) activateSession(c echo.Context) error {
+	ctx, cancel := context.WithTimeout(c.Request().Context(), restTimeout)
+	defer cancel()
+	endCurrent := false
+	if text := c.QueryParam("end_current"); text != "" {
+		var err error
+		if endCurrent, err = strconv.ParseBool(text); err != nil {
+			return errBadRequest
+		}
+	}
+	sess, err := s.session(ctx, c) // of this user, else it is not there
+	if err != nil {
+		return err
+	}
+	opened, err := s.deps.Live.Activate(ctx, sess.UserID, sess.ID, endCurrent)
+	if errors.Is(err, sessionstore.ErrNotFound) { // only MongoDB has it
+		if err = s.load(ctx, sess, endCurrent); err != nil {
+			return fmt.Errorf("load session: %w", err)
+		}
+		opened, err = s.deps.Live.Activate(ctx, sess.UserID, sess.ID, endCurrent)
+	}
+	if err != nil {
+		return fmt.Errorf("activate session: %w", err)
+	}
+	s.log.Info("session activated", "component", "http", "user_id", sess.UserID, "session_id", sess.ID, "end_current", endCurrent)
+	return c.JSON(http.StatusOK, item(opened.Session))
+}
+
+// load brings a session back as it is in MongoDB. One that nobody has ended there, because Redis lost it while it was
+// active, cannot come back beside another: that one is ended first, if that is what the user wants.
+func (s *Server) load(ctx context.Context, sess sessionstore.Session, endCurrent bool) error {
+	err := s.deps.Revival.Load(ctx, sess.ID, sess.UserID)
+	var other *sessionstore.ActiveError
+	if !errors.As(err, &other) || !endCurrent {
+		return err
+	}
+	if err := s.deps.Live.End(ctx, other.SessionID, "replaced", sess.ID); err != nil {
+		return err
+	}
+	return s.deps.Revival.Load(ctx, sess.ID, sess.UserID)
 }
 
 func limitOf(c echo.Context) (int, error) {

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/real-rm/chatbox/hub"
 	"github.com/real-rm/chatbox/server/auth"
+	"github.com/real-rm/chatbox/server/chat"
 	"github.com/real-rm/chatbox/server/protocol"
 	"github.com/real-rm/chatbox/sessionstore"
 	"github.com/real-rm/chatbox/sessionstore/live"
@@ -45,13 +47,23 @@ func (s *Server) socket(c echo.Context) error {
 		s.sockets.Add(-1)
 		return errConnectionLimit
 	}
+	addr := c.RealIP()
+	if !s.addrs.enter(addr) {
+		s.sockets.Add(-1)
+		return errTooMany
+	}
 	connID := s.opts.Replica + "." + strconv.FormatUint(s.conns.Add(1), 36)
 	opened, err := s.openSession(r, id, connID)
 	if err != nil {
 		s.sockets.Add(-1)
+		s.addrs.leave(addr)
 		return err
 	}
-	p := &peer{server: s, sessionID: opened.Session.ID, userID: id.UserID, userName: id.Name, connID: connID}
+	p := &peer{server: s, sessionID: opened.Session.ID, userID: id.UserID, userName: id.Name, connID: connID, addr: addr}
+	if opened.Sockets > s.opts.PerUser {
+		s.leave(p)
+		return errTooMany
+	}
 	p.expires.Store(id.Expires.Unix())
 	p.tokens, p.refilled = float64(s.opts.SocketBurst), time.Now()
 	client, err := s.hub.Accept(c.Response(), r, hub.AcceptOptions{
@@ -94,9 +106,29 @@ func (s *Server) openSession(r *http.Request, id auth.Identity, connID string) (
 		return sessionstore.Opened{}, errConnectionLimit
 	}
 	q := r.URL.Query()
-	return s.deps.Live.Open(ctx, sessionstore.OpenRequest{
+	return s.open(ctx, sessionstore.OpenRequest{
 		UserID: id.UserID, UserName: id.Name, ConnID: connID, Want: q.Get("session_id"), Position: resumeFrom(r), ModelID: s.deps.Default,
 	})
+}
+
+// open puts a connection into its user's session. If Redis knows none, but the client names one, MongoDB is asked
+// whether Redis has lost that: no new session is made over one that has only been forgotten. If MongoDB cannot be
+// asked, neither can be decided, and the client tries again.
+func (s *Server) open(ctx context.Context, req sessionstore.OpenRequest) (sessionstore.Opened, error) {
+	part, ok := live.PartitionOf(req.Want)
+	req.NoNew = ok && part == live.Partition(req.UserID) // else it is nobody's, or somebody else's
+	opened, err := s.deps.Live.Open(ctx, req)
+	if !req.NoNew || !errors.Is(err, sessionstore.ErrNotFound) {
+		return opened, err
+	}
+	if s.health.archiveOff.Load() { // known: nobody waits for a MongoDB that does not answer
+		return opened, fmt.Errorf("look for session %s: %w", req.Want, sessionstore.ErrArchive)
+	}
+	if err := s.deps.Revival.Reopen(ctx, req.Want, req.UserID); err != nil && !gone(err) {
+		return opened, err
+	}
+	req.NoNew = false
+	return s.deps.Live.Open(ctx, req)
 }
 
 // resumeFrom reads how far the client says it has read. What is not well-formed counts as nothing read.
@@ -140,6 +172,7 @@ type peer struct {
 	userID    string
 	userName  string
 	connID    string
+	addr      string
 
 	expires atomic.Int64 // unix seconds of the token's end
 	warned  atomic.Bool  // auth_required has been sent for this token
@@ -172,7 +205,17 @@ func (p *peer) Frame(ctx context.Context, c *hub.Client, data []byte) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, frameTimeout)
 	defer cancel()
-	if err := p.handle(ctx, c, f); err != nil {
+	err := p.handle(ctx, c, f)
+	if errors.Is(err, sessionstore.ErrNotFound) { // Redis has lost the session under the socket
+		if err = p.server.deps.Revival.Revive(ctx, p.sessionID, p.userID); err == nil {
+			p.server.reopen(ctx, c)
+			p.server.hub.Resync(p.sessionID)
+			err = p.handle(ctx, c, f)
+		} else if gone(err) {
+			err = fmt.Errorf("%w: %w", errMoved, err)
+		}
+	}
+	if err != nil {
 		p.refuse(ctx, c, f, err)
 	}
 }
@@ -186,23 +229,23 @@ func (p *peer) handle(ctx context.Context, c *hub.Client, f protocol.Frame) erro
 	case sessionstore.TypeTyping:
 		if now := time.Now(); now.Sub(p.typedAt) >= typingEvery || !f.Active {
 			p.typedAt = now
-			return p.server.deps.Chat.Frame(ctx, c, p.sessionID, f)
+			return p.server.deps.Chat.Frame(ctx, c, chat.From{SessionID: p.sessionID, UserID: p.userID}, f)
 		}
 		return nil
 	default:
-		return p.server.deps.Chat.Frame(ctx, c, p.sessionID, f)
+		return p.server.deps.Chat.Frame(ctx, c, chat.From{SessionID: p.sessionID, UserID: p.userID}, f)
 	}
 }
 
 // ping answers with how far the session is. A client that is behind has missed the end of the stream, which no
-// later event has shown yet, so the hub looks.
+// later event has shown yet, and one that is ahead has seen what Redis has lost; so the hub looks.
 func (p *peer) ping(ctx context.Context, c *hub.Client) error {
 	sess, err := p.server.deps.Live.Session(ctx, p.sessionID)
 	if err != nil {
 		return err
 	}
 	c.Send(protocol.PongFrame(p.sessionID, sess.Seq, sess.Durable))
-	if at, joined := c.Cursor(p.sessionID); joined && (at.Seq < sess.Seq || at.Epoch != sess.Epoch) {
+	if at, joined := c.Cursor(p.sessionID); joined && (at.Seq != sess.Seq || at.Epoch != sess.Epoch) {
 		p.server.hub.Resync(p.sessionID)
 	}
 	return nil
@@ -287,11 +330,10 @@ func (p *peer) Closed(*hub.Client) {
 func (s *Server) leave(p *peer) {
 	p.gone.Do(func() {
 		s.sockets.Add(-1)
+		s.addrs.leave(p.addr)
 		ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
 		defer cancel()
-		if err := s.deps.Live.Gone(ctx, live.Conn{SessionID: p.sessionID, ConnID: p.connID}); err != nil {
-			s.log.Warn("presence not removed", "component", "ws", "session_id", p.sessionID, "conn_id", p.connID, "error", err.Error())
-		}
+		s.dismiss(ctx, live.Conn{SessionID: p.sessionID, ConnID: p.connID})
 	})
 }
 

@@ -331,6 +331,10 @@ func (c *cluster) transcript(sessionID string) []sessionstore.Event {
 
 type nothing struct{}
 
+func (nothing) Find(context.Context, string, sessionstore.Sender, string) (sessionstore.Event, bool, error) {
+	return sessionstore.Event{}, false, nil
+}
+
 func (nothing) Before(context.Context, string, int64, int) ([]sessionstore.Event, error) {
 	return nil, sessionstore.ErrNotFound
 }

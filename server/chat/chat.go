@@ -27,11 +27,32 @@ type Store interface {
 	Session(ctx context.Context, sessionID string) (sessionstore.Session, error)
 	Stop(ctx context.Context, sessionID, target string) error
 	Restore(ctx context.Context, sessionID string, sender sessionstore.Sender, messageID string, seq int64) error
+	Known(ctx context.Context, sessionID string, sender sessionstore.Sender, messageID string) (seq int64, known bool, err error)
 }
 
 // Archive looks up messages that Redis may have forgotten.
 type Archive interface {
 	Message(ctx context.Context, sessionID string, sender sessionstore.Sender, messageID string) (sessionstore.Stored, bool, error)
+	Session(ctx context.Context, sessionID string) (sessionstore.SessionDoc, bool, error)
+}
+
+// Transcripts reads conversations.
+type Transcripts interface {
+	Message(ctx context.Context, sessionID string, sender sessionstore.Sender, messageID string) (sessionstore.Event, bool, error)
+	Context(ctx context.Context, sessionID string, upTo int64) ([]sessionstore.Event, error)
+}
+
+// Revival brings back what Redis has lost of a session.
+type Revival interface {
+	Revive(ctx context.Context, sessionID, userID string) error
+}
+
+// Quota counts the messages of users across all replicas.
+type Quota interface {
+	// Take takes one message from what the user may still send. If it is used up, wait says when there is more.
+	Take(ctx context.Context, userID string) (wait time.Duration, ok bool)
+	// Return gives one back that turned out to be free.
+	Return(userID string)
 }
 
 // Turns produces answers.
@@ -54,15 +75,21 @@ type Conn interface {
 	Accepted(topic, key string, seq int64)
 }
 
-// Options are what New needs. All but Log are required.
+// Options are what New needs. All are required unless said otherwise.
 type Options struct {
 	Store   Store
 	Archive Archive
+	History Transcripts
+	Revival Revival
 	Turns   Turns
 	Models  Models
+	Quota   Quota            // default: no limit
 	Now     func() time.Time // default time.Now
 	Log     *slog.Logger     // default: discard
 }
+
+// From is where a frame comes from: the session and the user of its socket.
+type From struct{ SessionID, UserID string }
 
 // Chat handles the frames of users.
 type Chat struct {
@@ -72,8 +99,8 @@ type Chat struct {
 
 // New checks the options.
 func New(opts Options) (*Chat, error) {
-	if opts.Store == nil || opts.Archive == nil || opts.Turns == nil || opts.Models == nil {
-		return nil, errors.New("chat: Store, Archive, Turns and Models are required")
+	if opts.Store == nil || opts.Archive == nil || opts.History == nil || opts.Revival == nil || opts.Turns == nil || opts.Models == nil {
+		return nil, errors.New("chat: Store, Archive, History, Revival, Turns and Models are required")
 	}
 	if opts.Now == nil {
 		opts.Now = time.Now
@@ -84,62 +111,118 @@ func New(opts Options) (*Chat, error) {
 	return &Chat{opts: opts, log: opts.Log}, nil
 }
 
-// Frame handles one decoded frame of the user who is on the session. What it returns is a *protocol.Error or an
-// error of the store; the caller turns either into an error frame. Frames that make no event are answered here.
-func (c *Chat) Frame(ctx context.Context, conn Conn, sessionID string, f protocol.Frame) error {
+// Frame handles one decoded frame of a user. What it returns is a *protocol.Error or an error of the store; the caller
+// turns either into an error frame. Frames that make no event are answered here.
+func (c *Chat) Frame(ctx context.Context, conn Conn, from From, f protocol.Frame) error {
+	switch f.Type {
+	case sessionstore.TypeStop:
+		return c.stop(ctx, conn, from.SessionID, f)
+	case sessionstore.TypeTyping:
+		return c.typing(ctx, from.SessionID, f)
+	}
+	if f.Resent && f.SessionID != "" {
+		known, err := c.resent(ctx, conn, from, f)
+		if err != nil || known {
+			return err
+		}
+	}
 	switch f.Type {
 	case sessionstore.TypeUserMessage:
-		return c.message(ctx, conn, sessionID, f)
+		return c.message(ctx, conn, from, f)
 	case sessionstore.TypeModelSelect:
-		return c.selectModel(ctx, conn, sessionID, f)
-	case sessionstore.TypeStop:
-		return c.stop(ctx, conn, sessionID, f)
-	case sessionstore.TypeTyping:
-		return c.typing(ctx, sessionID, f)
+		return c.selectModel(ctx, conn, from.SessionID, f)
+	case sessionstore.TypeRegenerate, sessionstore.TypeContinue, sessionstore.TypeRetry:
+		return c.again(ctx, conn, from.SessionID, f)
 	default:
 		return &protocol.Error{Code: protocol.CodeUnknownType, Message: "This type of frame is not known."}
 	}
 }
 
-func (c *Chat) message(ctx context.Context, conn Conn, sessionID string, f protocol.Frame) error {
-	if f.Resent && f.SessionID != "" {
-		known, err := c.archived(ctx, conn, sessionID, f)
-		if err != nil || known {
-			return err
-		}
+func (c *Chat) message(ctx context.Context, conn Conn, from From, f protocol.Frame) error {
+	charged, err := c.charge(ctx, from, f)
+	if err != nil {
+		return err
 	}
-	ev := c.event(sessionID, f)
+	ev := c.event(from.SessionID, f)
 	ev.Content, ev.Metadata = f.Content, f.Metadata
 	a, err := c.append(ctx, conn, sessionstore.Append{Event: ev, Owe: true, Name: NameFrom(f.Content)})
+	if charged && (err != nil || a.Duplicate) {
+		c.opts.Quota.Return(from.UserID)
+	}
 	if err != nil {
 		return err
 	}
 	if a.Owed {
-		c.opts.Turns.Start(sessionID)
+		c.opts.Turns.Start(from.SessionID)
 	}
-	c.log.Info("message accepted", "session_id", sessionID, "message_id", f.MessageID, "seq", a.Seq,
+	c.log.Info("message accepted", "session_id", from.SessionID, "message_id", f.MessageID, "seq", a.Seq,
 		"duplicate", a.Duplicate, "bytes", len(f.Content))
 	return nil
 }
 
-// archived handles a message that is sent again after its first try: MongoDB may have it although Redis does not
-// know the id any more, because the session it went to has ended or Redis has lost its memory.
-func (c *Chat) archived(ctx context.Context, conn Conn, sessionID string, f protocol.Frame) (bool, error) {
+// charge counts a message against its user's rate. What has been accepted before is free, also beyond the rate.
+func (c *Chat) charge(ctx context.Context, from From, f protocol.Frame) (charged bool, err error) {
+	if c.opts.Quota == nil {
+		return false, nil
+	}
+	wait, ok := c.opts.Quota.Take(ctx, from.UserID)
+	if ok {
+		return true, nil
+	}
+	_, known, err := c.opts.Store.Known(ctx, from.SessionID, sessionstore.SenderUser, f.MessageID)
+	if err != nil {
+		return false, fmt.Errorf("look up message beyond the rate: %w", err)
+	}
+	if known {
+		return false, nil
+	}
+	return false, &protocol.Error{Code: protocol.CodeRateLimited, Message: "Too many messages. Wait a moment.", Recoverable: true, RetryAfter: wait}
+}
+
+// resent handles a frame that is sent again after a reconnect and that Redis does not know: MongoDB may have it,
+// because the session it went to has ended, or because Redis has lost its memory. It reports whether that was so.
+func (c *Chat) resent(ctx context.Context, conn Conn, from From, f protocol.Frame) (bool, error) {
+	same := f.SessionID == from.SessionID
+	if same {
+		_, known, err := c.opts.Store.Known(ctx, from.SessionID, sessionstore.SenderUser, f.MessageID)
+		if err != nil || known {
+			return false, err // an ordinary duplicate
+		}
+	}
 	stored, found, err := c.opts.Archive.Message(ctx, f.SessionID, sessionstore.SenderUser, f.MessageID)
 	if err != nil {
-		return false, fmt.Errorf("look up resent message: %w", err)
+		return false, fmt.Errorf("look up resent frame: %w", err)
 	}
 	if !found {
 		return false, nil
 	}
-	if f.SessionID == sessionID {
-		err = c.opts.Store.Restore(ctx, sessionID, sessionstore.SenderUser, f.MessageID, stored.Seq)
-		if err != nil {
-			return false, fmt.Errorf("restore id of resent message: %w", err)
-		}
+	if same {
+		return true, c.putBack(ctx, conn, from, f, stored.Seq)
+	}
+	doc, found, err := c.opts.Archive.Session(ctx, f.SessionID)
+	if err != nil {
+		return false, fmt.Errorf("look up session of resent frame: %w", err)
+	}
+	if !found || doc.Session.UserID != from.UserID {
+		return false, nil
 	}
 	conn.Send(protocol.AckFrame(f.SessionID, f.MessageID, stored.Seq, true))
 	return true, nil
+}
+
+// putBack repairs a session of which Redis has lost an event that MongoDB has: the event itself and its like, their
+// ids and numbers, and the answers that are owed for them.
+func (c *Chat) putBack(ctx context.Context, conn Conn, from From, f protocol.Frame, seq int64) error {
+	if err := c.opts.Revival.Revive(ctx, from.SessionID, from.UserID); err != nil {
+		return fmt.Errorf("put back what redis has lost: %w", err)
+	}
+	// An older event than those that were brought back is known by its id at least.
+	if err := c.opts.Store.Restore(ctx, from.SessionID, sessionstore.SenderUser, f.MessageID, seq); err != nil {
+		return fmt.Errorf("restore id of resent frame: %w", err)
+	}
+	conn.Send(protocol.AckFrame(from.SessionID, f.MessageID, seq, true))
+	c.opts.Turns.Start(from.SessionID)
+	return nil
 }
 
 func (c *Chat) selectModel(ctx context.Context, conn Conn, sessionID string, f protocol.Frame) error {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/stretchr/testify/assert"
@@ -26,6 +27,8 @@ const (
 	id2 = "3f0c1c6e-5b1e-4a63-9d5e-0d3f6f3a7a12"
 )
 
+var from = From{SessionID: sid, UserID: "ann"}
+
 // fake is store, archive, turns, models and connection in one.
 type fake struct {
 	mu        sync.Mutex
@@ -35,7 +38,14 @@ type fake struct {
 	stops     []string
 	started   []string
 	restored  []string
-	archived  map[string]int64 // session/message -> seq
+	archived  map[string]int64  // session/message -> seq
+	users     map[string]string // session -> user, in MongoDB
+	events    []sessionstore.Event
+	owner     sessionstore.Owner
+	revived   []string
+	reviveErr error
+	quota     int // messages left, < 0: no limit
+	returned  int
 	appendErr error
 	archErr   error
 
@@ -44,7 +54,7 @@ type fake struct {
 }
 
 func newFake() *fake {
-	return &fake{ids: map[string]int64{}, archived: map[string]int64{}, expects: map[string]bool{}}
+	return &fake{ids: map[string]int64{}, archived: map[string]int64{}, users: map[string]string{"p01-old": "ann", sid: "ann"}, quota: -1, expects: map[string]bool{}}
 }
 
 func (f *fake) Append(_ context.Context, a sessionstore.Append) (sessionstore.Appended, error) {
@@ -67,8 +77,20 @@ func (f *fake) Publish(_ context.Context, e sessionstore.Event) error {
 	return nil
 }
 func (f *fake) Session(context.Context, string) (sessionstore.Session, error) {
-	return sessionstore.Session{}, nil
+	return sessionstore.Session{Owner: f.owner}, nil
 }
+func (f *fake) Revive(_ context.Context, id, _ string) error {
+	f.revived = append(f.revived, id)
+	return f.reviveErr
+}
+func (f *fake) Take(context.Context, string) (time.Duration, bool) {
+	if f.quota == 0 {
+		return 7 * time.Second, false
+	}
+	f.quota--
+	return 0, true
+}
+func (f *fake) Return(string) { f.returned++ }
 func (f *fake) Stop(_ context.Context, _, target string) error {
 	f.stops = append(f.stops, target)
 	return nil
@@ -78,9 +100,9 @@ func (f *fake) Restore(_ context.Context, _ string, s sessionstore.Sender, id st
 	f.ids[sessionstore.MessageKey(s, id)] = seq
 	return nil
 }
-func (f *fake) Message(_ context.Context, session string, _ sessionstore.Sender, id string) (sessionstore.Stored, bool, error) {
-	seq, found := f.archived[session+"/"+id]
-	return sessionstore.Stored{SessionID: session, Seq: seq}, found, f.archErr
+func (f *fake) Known(_ context.Context, _ string, s sessionstore.Sender, id string) (int64, bool, error) {
+	seq, known := f.ids[sessionstore.MessageKey(s, id)]
+	return seq, known, nil
 }
 func (f *fake) Start(s string)     { f.started = append(f.started, s) }
 func (f *fake) Has(id string) bool { return id == "gpt" }
@@ -97,10 +119,37 @@ func (f *fake) Accepted(_, k string, seq int64) {
 	f.sent = append(f.sent, fmt.Sprintf("accepted %s %d", k, seq))
 }
 
+// shelf is the fake as MongoDB.
+type shelf struct{ *fake }
+
+func (f shelf) Message(_ context.Context, session string, _ sessionstore.Sender, id string) (sessionstore.Stored, bool, error) {
+	seq, found := f.archived[session+"/"+id]
+	return sessionstore.Stored{SessionID: session, Seq: seq}, found, f.archErr
+}
+func (f shelf) Session(_ context.Context, id string) (sessionstore.SessionDoc, bool, error) {
+	user, found := f.users[id]
+	return sessionstore.SessionDoc{Session: sessionstore.Session{ID: id, UserID: user}}, found, f.archErr
+}
+
+// talk is the fake as the conversation.
+type talk struct{ *fake }
+
+func (f talk) Message(_ context.Context, _ string, sender sessionstore.Sender, id string) (sessionstore.Event, bool, error) {
+	for _, ev := range f.events {
+		if ev.MessageID == id && ev.Sender == sender {
+			return ev, true, nil
+		}
+	}
+	return sessionstore.Event{}, false, nil
+}
+func (f talk) Context(context.Context, string, int64) ([]sessionstore.Event, error) {
+	return f.events, nil
+}
+
 func newChat(t *testing.T) (*Chat, *fake) {
 	t.Helper()
 	f := newFake()
-	c, err := New(Options{Store: f, Archive: f, Turns: f, Models: f})
+	c, err := New(Options{Store: f, Archive: shelf{f}, History: talk{f}, Revival: f, Turns: f, Models: f, Quota: f})
 	require.NoError(t, err)
 	return c, f
 }
@@ -112,7 +161,7 @@ func message(id, content string) protocol.Frame {
 // Promises 10, 15, 49: a message is stored as the user's, named after, acknowledged, and its answer begun.
 func TestFrame_acceptsAMessage(t *testing.T) {
 	c, f := newChat(t)
-	require.NoError(t, c.Frame(t.Context(), f, sid, message(id1, "How do I reset my password?")))
+	require.NoError(t, c.Frame(t.Context(), f, from, message(id1, "How do I reset my password?")))
 	require.Len(t, f.appends, 1)
 	a := f.appends[0]
 	assert.Equal(t, sessionstore.SenderUser, a.Event.Sender)
@@ -127,7 +176,7 @@ func TestFrame_acceptsAMessage(t *testing.T) {
 func TestFrame_acknowledgesADuplicateWithoutASecondAnswer(t *testing.T) {
 	c, f := newChat(t)
 	for range 3 {
-		require.NoError(t, c.Frame(t.Context(), f, sid, message(id1, "hello")))
+		require.NoError(t, c.Frame(t.Context(), f, from, message(id1, "hello")))
 	}
 	assert.Len(t, f.appends, 1)
 	assert.Len(t, f.started, 1)
@@ -139,7 +188,7 @@ func TestFrame_acknowledgesADuplicateWithoutASecondAnswer(t *testing.T) {
 func TestFrame_doesNotAcknowledgeWhatWasNotStored(t *testing.T) {
 	c, f := newChat(t)
 	f.appendErr = sessionstore.ErrAway
-	require.ErrorIs(t, c.Frame(t.Context(), f, sid, message(id1, "hello")), sessionstore.ErrAway)
+	require.ErrorIs(t, c.Frame(t.Context(), f, from, message(id1, "hello")), sessionstore.ErrAway)
 	assert.Empty(t, f.sent)
 	assert.Empty(t, f.expects)
 	assert.Empty(t, f.started)
@@ -151,31 +200,35 @@ func TestFrame_looksResentMessagesUpInTheArchive(t *testing.T) {
 	f.archived["p01-old/"+id1] = 7
 	resent := message(id1, "hello")
 	resent.Resent, resent.SessionID = true, "p01-old"
-	require.NoError(t, c.Frame(t.Context(), f, sid, resent))
+	require.NoError(t, c.Frame(t.Context(), f, from, resent))
 	assert.Empty(t, f.appends)
 	assert.Contains(t, f.sent[0], `"duplicate":true`)
 	assert.Empty(t, f.restored)
 
 	resent.MessageID = id2 // not in MongoDB: it goes to the active session under the same id
-	require.NoError(t, c.Frame(t.Context(), f, sid, resent))
+	require.NoError(t, c.Frame(t.Context(), f, from, resent))
 	require.Len(t, f.appends, 1)
 	assert.Equal(t, id2, f.appends[0].Event.MessageID)
 
 	f.archived[sid+"/"+id1] = 3 // of the present session: the id is put back
 	resent.MessageID, resent.SessionID = id1, sid
-	require.NoError(t, c.Frame(t.Context(), f, sid, resent))
+	require.NoError(t, c.Frame(t.Context(), f, from, resent))
 	assert.Equal(t, []string{id1}, f.restored)
 
+	assert.Equal(t, []string{sid}, f.revived, "with what else Redis has lost")
+	assert.Contains(t, f.started, sid, "it may be owed an answer")
+
+	delete(f.ids, "user:"+id1)
 	f.archErr = sessionstore.ErrArchive // cannot know: no ack, an error that can be retried
-	require.ErrorIs(t, c.Frame(t.Context(), f, sid, resent), sessionstore.ErrArchive)
+	require.ErrorIs(t, c.Frame(t.Context(), f, from, resent), sessionstore.ErrArchive)
 }
 
 // Promise 30: a model that exists is set on the session; another is refused.
 func TestFrame_selectsOnlyModelsThatExist(t *testing.T) {
 	c, f := newChat(t)
-	require.NoError(t, c.Frame(t.Context(), f, sid, protocol.Frame{Type: sessionstore.TypeModelSelect, MessageID: id1, ModelID: "gpt"}))
+	require.NoError(t, c.Frame(t.Context(), f, from, protocol.Frame{Type: sessionstore.TypeModelSelect, MessageID: id1, ModelID: "gpt"}))
 	assert.Equal(t, "gpt", f.appends[0].ModelID)
-	err := c.Frame(t.Context(), f, sid, protocol.Frame{Type: sessionstore.TypeModelSelect, MessageID: id2, ModelID: "nope"})
+	err := c.Frame(t.Context(), f, from, protocol.Frame{Type: sessionstore.TypeModelSelect, MessageID: id2, ModelID: "nope"})
 	var refused *protocol.Error
 	require.ErrorAs(t, err, &refused)
 	assert.Equal(t, protocol.CodeInvalidModel, refused.Code)
@@ -184,14 +237,14 @@ func TestFrame_selectsOnlyModelsThatExist(t *testing.T) {
 
 func TestFrame_stopsAndAcknowledgesWithoutASeq(t *testing.T) {
 	c, f := newChat(t)
-	require.NoError(t, c.Frame(t.Context(), f, sid, protocol.Frame{Type: sessionstore.TypeStop, MessageID: id1, Target: id2}))
+	require.NoError(t, c.Frame(t.Context(), f, from, protocol.Frame{Type: sessionstore.TypeStop, MessageID: id1, Target: id2}))
 	assert.Equal(t, []string{id2}, f.stops)
 	assert.JSONEq(t, `{"type":"ack","session_id":"`+sid+`","message_id":"`+id1+`"}`, f.sent[0])
 }
 
 func TestFrame_publishesTypingWithoutStoringIt(t *testing.T) {
 	c, f := newChat(t)
-	require.NoError(t, c.Frame(t.Context(), f, sid, protocol.Frame{Type: sessionstore.TypeTyping, Active: true}))
+	require.NoError(t, c.Frame(t.Context(), f, from, protocol.Frame{Type: sessionstore.TypeTyping, Active: true}))
 	require.Len(t, f.published, 1)
 	assert.True(t, *f.published[0].Active)
 	assert.Empty(t, f.appends)

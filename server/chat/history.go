@@ -12,11 +12,13 @@ import (
 // LiveHistory is what History needs of Redis: the newest events, those that are not in MongoDB yet included.
 type LiveHistory interface {
 	Before(ctx context.Context, sessionID string, before int64, limit int) ([]sessionstore.Event, error)
+	Find(ctx context.Context, sessionID string, sender sessionstore.Sender, messageID string) (sessionstore.Event, bool, error)
 }
 
 // StoredHistory is what History needs of MongoDB.
 type StoredHistory interface {
 	Messages(ctx context.Context, sessionID string, before int64, limit int) ([]sessionstore.Stored, error)
+	Message(ctx context.Context, sessionID string, sender sessionstore.Sender, messageID string) (sessionstore.Stored, bool, error)
 	Session(ctx context.Context, sessionID string) (sessionstore.SessionDoc, bool, error)
 }
 
@@ -75,8 +77,35 @@ func (h *History) Page(ctx context.Context, sessionID string, before int64, limi
 
 func (h *History) archived(ctx context.Context, sessionID string, before int64, limit int) ([]sessionstore.Event, error) {
 	stored, err := h.Stored.Messages(ctx, sessionID, before, limit)
-	if err != nil || len(stored) == 0 {
+	if err != nil {
 		return nil, err
+	}
+	return h.open(ctx, sessionID, stored)
+}
+
+// Message returns one event of a session by its idempotency key, from Redis or else from MongoDB.
+func (h *History) Message(ctx context.Context, sessionID string, sender sessionstore.Sender, messageID string) (sessionstore.Event, bool, error) {
+	ev, found, err := h.Live.Find(ctx, sessionID, sender, messageID)
+	if err != nil && !errors.Is(err, sessionstore.ErrNotFound) {
+		return ev, false, fmt.Errorf("find live event: %w", err)
+	}
+	if found {
+		return ev, true, nil
+	}
+	stored, found, err := h.Stored.Message(ctx, sessionID, sender, messageID)
+	if err != nil || !found {
+		return ev, false, err
+	}
+	events, err := h.open(ctx, sessionID, []sessionstore.Stored{stored})
+	if err != nil {
+		return ev, false, err
+	}
+	return events[0], true, nil
+}
+
+func (h *History) open(ctx context.Context, sessionID string, stored []sessionstore.Stored) ([]sessionstore.Event, error) {
+	if len(stored) == 0 {
+		return nil, nil
 	}
 	doc, found, err := h.Stored.Session(ctx, sessionID)
 	if err != nil {

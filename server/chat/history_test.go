@@ -53,6 +53,25 @@ func (b *book) Before(_ context.Context, _ string, before int64, limit int) ([]s
 	return out, nil
 }
 
+func (b *book) Find(_ context.Context, _ string, _ sessionstore.Sender, id string) (sessionstore.Event, bool, error) {
+	for seq := b.trimmed; seq <= b.n && !b.gone; seq++ {
+		if b.event(seq).MessageID == id {
+			return b.event(seq), true, nil
+		}
+	}
+	return sessionstore.Event{}, false, nil
+}
+
+func (b *book) Message(ctx context.Context, _ string, _ sessionstore.Sender, id string) (sessionstore.Stored, bool, error) {
+	all, err := b.Messages(ctx, sid, 0, int(b.n))
+	for _, s := range all {
+		if b.event(s.Seq).MessageID == id {
+			return s, true, nil
+		}
+	}
+	return sessionstore.Stored{}, false, err
+}
+
 func (b *book) top(before int64) int64 {
 	if before <= 0 || before > b.n+1 {
 		return b.n + 1
@@ -124,4 +143,22 @@ func TestHistory_isPartialWhileMongoDBIsAway(t *testing.T) {
 	b.gone = true
 	_, err = h.Page(t.Context(), sid, 0, 50)
 	require.ErrorIs(t, err, sessionstore.ErrArchive)
+}
+
+// One event is found by its id wherever it is.
+func TestHistory_findsOneEventInRedisOrMongoDB(t *testing.T) {
+	b := newBook(t, 20, 10, 6)
+	h := &History{Live: b, Stored: b, Keys: b.ring}
+	for seq := int64(1); seq <= 20; seq++ {
+		ev, found, err := h.Message(t.Context(), sid, sessionstore.SenderUser, fmt.Sprint("m", seq))
+		require.NoError(t, err)
+		require.True(t, found, "event %d", seq)
+		require.Equal(t, b.event(seq), ev)
+	}
+	_, found, err := h.Message(t.Context(), sid, sessionstore.SenderUser, "m21")
+	require.NoError(t, err)
+	require.False(t, found)
+	b.away = true
+	_, _, err = h.Message(t.Context(), sid, sessionstore.SenderUser, "m2")
+	require.ErrorIs(t, err, sessionstore.ErrArchive, "cannot know")
 }

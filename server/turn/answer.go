@@ -36,6 +36,7 @@ type answer struct {
 	g      *sessionstore.Generation // written by the chunk sender while it runs, by produce before and after
 	cancel context.CancelCauseFunc
 	begun  time.Time
+	todo   job           // set by ask
 	more   chan struct{} // holds a token when pending or closed changed
 
 	mu      sync.Mutex // guards the fields below
@@ -57,8 +58,11 @@ func (a *answer) produce(ctx context.Context) (again bool) {
 		defer a.opts.Store.Unsubscribe(sid)
 	}
 	a.log.Info("answer begun", "session_id", sid, "message_id", a.g.AnswerID, "attempt", a.g.Attempt, "takeovers", a.g.Takeovers)
-	a.reset = a.g.Chunk > 0
+	a.reset = a.g.Chunk > 0 // unless the model can go on after what was shown
 	if a.g.Takeovers > a.opts.MaxTakeovers {
+		if todo, err := a.job(ctx); err == nil {
+			a.todo = todo // the final says what it is about, also when it fails
+		}
 		return a.finish(ctx, llm.Result{}, errTakeovers)
 	}
 	var lease, sender sync.WaitGroup
@@ -80,12 +84,19 @@ func (a *answer) produce(ctx context.Context) (again bool) {
 
 // ask builds the prompt and streams the model's answer into pending.
 func (a *answer) ask(ctx context.Context) (llm.Result, error) {
-	events, err := a.context(ctx)
+	if a.g.ModelID == "" || !a.opts.Models.Has(a.g.ModelID) {
+		a.g.ModelID = a.opts.Models.Default()
+	}
+	todo, err := a.job(ctx)
 	if err != nil {
 		return llm.Result{}, err
 	}
-	if a.g.ModelID == "" || !a.opts.Models.Has(a.g.ModelID) {
-		a.g.ModelID = a.opts.Models.Default()
+	a.todo = todo
+	req, goesOn := a.request(todo, a.g.Text)
+	if goesOn {
+		a.mu.Lock()
+		a.reset, a.size = false, len(a.g.Text)
+		a.mu.Unlock()
 	}
 	a.loading(ctx, 1, "")
 	obs := llm.Observer{
@@ -97,15 +108,14 @@ func (a *answer) ask(ctx context.Context) (llm.Result, error) {
 			return a.retry(ctx, func(ctx context.Context) error { return a.opts.Store.Book(ctx, a.g, model) })
 		},
 	}
-	req := llm.Request{Model: a.g.ModelID, Messages: Prompt(a.opts.SystemPrompt, events), User: a.g.SessionID}
 	return a.opts.Models.Stream(ctx, req, obs, a.emit)
 }
 
 // context reads the conversation, waiting out a store that is away for as long as the lease can be kept.
-func (a *answer) context(ctx context.Context) ([]sessionstore.Event, error) {
+func (a *answer) context(ctx context.Context, upTo int64) ([]sessionstore.Event, error) {
 	var events []sessionstore.Event
 	err := a.retry(ctx, func(ctx context.Context) (err error) {
-		events, err = a.opts.History.Context(ctx, a.g.SessionID, a.g.UpTo)
+		events, err = a.opts.History.Context(ctx, a.g.SessionID, upTo)
 		return err
 	})
 	return events, err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/real-rm/chatbox/providers/llm"
@@ -100,7 +99,8 @@ func (a *answer) finish(ctx context.Context, result llm.Result, err error) (agai
 		"attempt", a.g.Attempt, "response_ms", took.Milliseconds(), "first_token_ms", result.FirstToken.Milliseconds(),
 		"tokens", result.Usage.Total)
 	wctx := context.WithoutCancel(ctx)
-	meta := map[string]string{sessionstore.MetaAnswers: strings.Join(a.g.Questions, " ")}
+	meta := map[string]string{}
+	a.todo.describe(meta, a.g.Questions)
 	switch {
 	case errors.Is(err, errLeaseLost), errors.Is(err, sessionstore.ErrFenced), errors.Is(err, sessionstore.ErrEnded),
 		errors.Is(err, sessionstore.ErrNotFound), errors.Is(err, sessionstore.ErrAssisted):
@@ -120,9 +120,6 @@ func (a *answer) finish(ctx context.Context, result llm.Result, err error) (agai
 	case err != nil, a.g.Text == "":
 		meta[sessionstore.MetaFailed] = failedCode
 	}
-	if a.g.Replaces != "" {
-		meta[sessionstore.MetaReplaces] = a.g.Replaces
-	}
 	if result.Usage.Estimated {
 		meta["tokens_estimated"] = "true"
 	}
@@ -133,10 +130,15 @@ func (a *answer) finish(ctx context.Context, result llm.Result, err error) (agai
 		},
 		Body: sessionstore.Body{Content: a.g.Text, Metadata: meta},
 	}
+	var at sessionstore.Appended
 	ferr := a.retry(wctx, func(ctx context.Context) (err error) {
-		_, again, err = a.opts.Store.Finish(ctx, a.g, ev)
+		at, again, err = a.opts.Store.Finish(ctx, a.g, ev)
 		return err
 	})
+	if ferr == nil && !at.Duplicate && a.opts.Authored != nil {
+		ev.Seq = at.Seq
+		a.opts.Authored.Keep(ev, at.Position)
+	}
 	switch {
 	case ferr != nil:
 		log.Warn("answer not finished", "error", ferr.Error())

@@ -9,52 +9,126 @@ import (
 
 // Prompt makes the model's context of a session's events, given oldest first. Each answer stands directly after
 // the last question that it answers, also when further questions were accepted while it was being written, so
-// that the questions still open are the last messages. What an admin said is shown as such.
+// that the questions still open are the last messages. An answer that replaces another stands in its place, one that
+// goes on after another is a part of it. What an admin said is shown as such.
 func Prompt(system string, events []sessionstore.Event) []llm.Message {
+	return newTalk(events).messages(system)
+}
+
+// talk is a conversation in the order in which a model reads it.
+type talk struct {
+	events  []sessionstore.Event // questions and what admins said
+	at      []int                // where each of them stands among all events
+	order   map[string]int       // place of each of the user's questions, by id
+	answers []*said              // in the order in which they were begun
+	byID    map[string]*said     // every answer, those that are a part of another included
+}
+
+// said is an answer as it stands now.
+type said struct {
+	at    int      // where it stands among all events
+	place int      // index into events of the last question that it answers, -1: unknown
+	names []string // ids of the questions that it answers
+	text  string
+}
+
+func newTalk(events []sessionstore.Event) *talk {
+	t := &talk{order: make(map[string]int), byID: make(map[string]*said)}
+	for i, ev := range events {
+		if ev.Type != sessionstore.TypeUserMessage {
+			continue
+		}
+		if ev.Sender == sessionstore.SenderUser {
+			t.order[ev.MessageID] = len(t.events)
+		}
+		t.events, t.at = append(t.events, ev), append(t.at, i)
+	}
+	for i, ev := range events {
+		if ev.Type == sessionstore.TypeAIResponse {
+			t.take(ev, i)
+		}
+	}
+	return t
+}
+
+// take adds an answer, or makes it take the place or become a part of an earlier one.
+func (t *talk) take(ev sessionstore.Event, at int) {
+	old, replaces := t.byID[ev.Metadata[sessionstore.MetaReplaces]]
+	before, continues := t.byID[ev.Metadata[sessionstore.MetaContinues]]
+	switch {
+	case continues:
+		before.text += ev.Content
+		t.byID[ev.MessageID] = before
+	case replaces && ev.Metadata[sessionstore.MetaFailed] != "" && old.text != "":
+		t.byID[ev.MessageID] = old // what was there before is better than what has failed
+	case replaces:
+		old.text = ev.Content
+		t.byID[ev.MessageID] = old
+	default:
+		a := &said{at: at, place: -1, text: ev.Content, names: strings.Fields(ev.Metadata[sessionstore.MetaAnswers])}
+		for _, id := range a.names {
+			if place, known := t.order[id]; known {
+				a.place = max(a.place, place)
+			}
+		}
+		t.answers = append(t.answers, a)
+		t.byID[ev.MessageID] = a
+	}
+}
+
+// upTo is the conversation up to the questions that the answer is to, without it and without what came later.
+func (t *talk) upTo(a *said) *talk {
+	cut := &talk{}
+	for i, ev := range t.events {
+		if a.place >= 0 && i <= a.place || a.place < 0 && t.at[i] < a.at {
+			cut.events, cut.at = append(cut.events, ev), append(cut.at, t.at[i])
+		}
+	}
+	for _, other := range t.answers {
+		if other != a && other.at < a.at && other.place < len(cut.events) {
+			cut.answers = append(cut.answers, other)
+		}
+	}
+	return cut
+}
+
+// messages writes the conversation down.
+func (t *talk) messages(system string) []llm.Message {
 	var out []llm.Message
 	if system != "" {
 		out = append(out, llm.Message{Role: llm.RoleSystem, Content: system})
 	}
-	answers, placed := placeAnswers(events)
-	for _, ev := range events {
-		switch {
-		case ev.Type == sessionstore.TypeUserMessage && ev.Sender == sessionstore.SenderAdmin:
-			out = append(out, llm.Message{Role: llm.RoleAssistant, Content: "[Support] " + ev.Content})
-		case ev.Type == sessionstore.TypeUserMessage:
-			out = append(out, llm.Message{Role: llm.RoleUser, Content: ev.Content})
-			for _, a := range answers[ev.MessageID] {
-				out = append(out, llm.Message{Role: llm.RoleAssistant, Content: a})
-			}
-		case ev.Type == sessionstore.TypeAIResponse && ev.Content != "" && !placed[ev.MessageID]:
-			out = append(out, llm.Message{Role: llm.RoleAssistant, Content: ev.Content})
+	say := func(role llm.Role, text string) {
+		if text != "" {
+			out = append(out, llm.Message{Role: role, Content: text})
 		}
 	}
-	return out
-}
-
-// placeAnswers returns, for each question, the answers that belong directly after it, and which answers those are.
-func placeAnswers(events []sessionstore.Event) (after map[string][]string, placed map[string]bool) {
-	after, placed = make(map[string][]string), make(map[string]bool)
-	order := make(map[string]int)
-	for i, ev := range events {
-		if ev.Type == sessionstore.TypeUserMessage && ev.Sender == sessionstore.SenderUser {
-			order[ev.MessageID] = i + 1
+	// Answers whose question is not known stand where they were given.
+	loose := make([]*said, 0, len(t.answers))
+	placed := make(map[int][]*said)
+	for _, a := range t.answers {
+		if a.place < 0 {
+			loose = append(loose, a)
+		} else {
+			placed[a.place] = append(placed[a.place], a)
 		}
 	}
-	for _, ev := range events {
-		if ev.Type != sessionstore.TypeAIResponse || ev.Content == "" {
+	for i, ev := range t.events {
+		for len(loose) > 0 && loose[0].at < t.at[i] {
+			say(llm.RoleAssistant, loose[0].text)
+			loose = loose[1:]
+		}
+		if ev.Sender == sessionstore.SenderAdmin {
+			say(llm.RoleAssistant, "[Support] "+ev.Content)
 			continue
 		}
-		last := ""
-		for id := range strings.FieldsSeq(ev.Metadata[sessionstore.MetaAnswers]) {
-			if order[id] > order[last] {
-				last = id
-			}
-		}
-		if last != "" {
-			after[last] = append(after[last], ev.Content)
-			placed[ev.MessageID] = true
+		say(llm.RoleUser, ev.Content)
+		for _, a := range placed[i] {
+			say(llm.RoleAssistant, a.text)
 		}
 	}
-	return after, placed
+	for _, a := range loose {
+		say(llm.RoleAssistant, a.text)
+	}
+	return out
 }

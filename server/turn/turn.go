@@ -38,6 +38,12 @@ type Store interface {
 // History gives the context of a session: its newest events up to and including a seq, oldest first.
 type History interface {
 	Context(ctx context.Context, sessionID string, upTo int64) ([]sessionstore.Event, error)
+	Message(ctx context.Context, sessionID string, sender sessionstore.Sender, messageID string) (sessionstore.Event, bool, error)
+}
+
+// Authored keeps what this replica has written until MongoDB has it, in case Redis loses it before.
+type Authored interface {
+	Keep(ev sessionstore.Event, at sessionstore.Position)
 }
 
 // Models are the models that can be asked.
@@ -45,6 +51,7 @@ type Models interface {
 	Stream(ctx context.Context, req llm.Request, obs llm.Observer, emit func(llm.Delta) error) (llm.Result, error)
 	Default() string
 	Has(id string) bool
+	Continues(id string) bool
 }
 
 // Defaults of Options.
@@ -59,6 +66,7 @@ type Options struct {
 	Store        Store
 	History      History
 	Models       Models
+	Authored     Authored // optional
 	SystemPrompt string
 	Lease        time.Duration // of a generation, as set in the store; renewed at a third of it; default 10 s
 	MaxAnswer    int           // bytes after which an answer ends with metadata.length; default 256 KiB

@@ -67,8 +67,26 @@ func (f *fakeStore) Acquire(context.Context, string) (sessionstore.Generation, e
 	f.attempt = max(f.attempt, 1)
 	return sessionstore.Generation{
 		SessionID: sid, AnswerID: "answer-" + f.owed[0], Token: f.token, Attempt: f.attempt, Chunk: f.chunk, Text: f.text,
-		Questions: append([]string(nil), f.owed...), UpTo: int64(len(f.events)), Takeovers: f.takeovers,
+		Questions: append([]string(nil), f.together()...), UpTo: int64(len(f.events)), Takeovers: f.takeovers,
 	}, nil
+}
+
+// together are the questions that one turn answers: a wish for another answer is always alone.
+func (f *fakeStore) together() []string {
+	wish := func(id string) bool {
+		for _, ev := range f.events {
+			if ev.MessageID == id {
+				return ev.Type != sessionstore.TypeUserMessage
+			}
+		}
+		return false
+	}
+	for i, id := range f.owed {
+		if wish(id) {
+			return f.owed[:max(1, i)]
+		}
+	}
+	return f.owed
 }
 
 // steal is what happens when the lease lapses and another replica acquires.
@@ -194,6 +212,17 @@ func (f *fakeStore) Context(context.Context, string, int64) ([]sessionstore.Even
 	return append([]sessionstore.Event(nil), f.events...), nil
 }
 
+func (f *fakeStore) Message(_ context.Context, _ string, sender sessionstore.Sender, id string) (sessionstore.Event, bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, ev := range f.events {
+		if ev.MessageID == id && ev.Sender == sender {
+			return ev, true, nil
+		}
+	}
+	return sessionstore.Event{}, false, nil
+}
+
 func (f *fakeStore) ask(id, text string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -206,7 +235,8 @@ func (f *fakeStore) ask(id, text string) {
 
 // fakeModels streams what its function says.
 type fakeModels struct {
-	stream func(ctx context.Context, req llm.Request, emit func(llm.Delta) error) (llm.Result, error)
+	stream    func(ctx context.Context, req llm.Request, emit func(llm.Delta) error) (llm.Result, error)
+	continues bool
 }
 
 func (m fakeModels) Stream(ctx context.Context, req llm.Request, obs llm.Observer, emit func(llm.Delta) error) (llm.Result, error) {
@@ -217,12 +247,13 @@ func (m fakeModels) Stream(ctx context.Context, req llm.Request, obs llm.Observe
 	}
 	return m.stream(ctx, req, emit)
 }
-func (m fakeModels) Default() string    { return "default" }
-func (m fakeModels) Has(id string) bool { return id == "default" || id == "other" }
+func (m fakeModels) Default() string       { return "default" }
+func (m fakeModels) Has(id string) bool    { return id == "default" || id == "other" }
+func (m fakeModels) Continues(string) bool { return m.continues }
 
 // words streams words with a pause between them, and ends when ctx does.
 func words(pause time.Duration, list ...string) fakeModels {
-	return fakeModels{func(ctx context.Context, _ llm.Request, emit func(llm.Delta) error) (llm.Result, error) {
+	return fakeModels{stream: func(ctx context.Context, _ llm.Request, emit func(llm.Delta) error) (llm.Result, error) {
 		for _, w := range list {
 			select {
 			case <-ctx.Done():
@@ -344,7 +375,7 @@ func TestTurn_findsAStopThatItDidNotHear(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakeStore{}
 		f.ask("q1", "hello")
-		r, stop := start(t, f, fakeModels{func(ctx context.Context, _ llm.Request, _ func(llm.Delta) error) (llm.Result, error) {
+		r, stop := start(t, f, fakeModels{stream: func(ctx context.Context, _ llm.Request, _ func(llm.Delta) error) (llm.Result, error) {
 			<-ctx.Done()
 			return llm.Result{}, &llm.Error{Kind: llm.KindCancelled}
 		}})
@@ -420,7 +451,7 @@ func TestTurn_recordsAFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakeStore{}
 		f.ask("q1", "hello")
-		r, stop := start(t, f, fakeModels{func(_ context.Context, _ llm.Request, emit func(llm.Delta) error) (llm.Result, error) {
+		r, stop := start(t, f, fakeModels{stream: func(_ context.Context, _ llm.Request, emit func(llm.Delta) error) (llm.Result, error) {
 			if err := emit(llm.Delta{Text: "half an ans"}); err != nil {
 				return llm.Result{}, err
 			}
@@ -490,7 +521,7 @@ func TestTurn_publishesEveryAnswerOnce(t *testing.T) {
 					f.steal()
 				}
 			}
-			m := fakeModels{func(ctx context.Context, _ llm.Request, emit func(llm.Delta) error) (llm.Result, error) {
+			m := fakeModels{stream: func(ctx context.Context, _ llm.Request, emit func(llm.Delta) error) (llm.Result, error) {
 				for i := range 5 {
 					if ctx.Err() != nil {
 						return llm.Result{}, &llm.Error{Kind: llm.KindCancelled}

@@ -1,0 +1,243 @@
+package chat
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+
+	"github.com/real-rm/chatbox/sessionstore"
+)
+
+// ReviveStore is what a Reviver needs of the live store.
+type ReviveStore interface {
+	Rebuild(ctx context.Context, doc sessionstore.SessionDoc, events []sessionstore.Stored) error
+	Session(ctx context.Context, sessionID string) (sessionstore.Session, error)
+	End(ctx context.Context, sessionID, reason, next string) error
+}
+
+// ReviveOptions are what NewReviver needs. Live and Archive are required.
+type ReviveOptions struct {
+	Live     ReviveStore
+	Archive  StoredHistory
+	Window   time.Duration // reconnect window; default 15 min
+	InFlight int           // sessions being read from MongoDB at a time; default 64
+	Log      *slog.Logger  // default: discard
+}
+
+// Limits of bringing one session back.
+const (
+	defaultWindow   = 15 * time.Minute
+	defaultInFlight = 64
+	reviveTimeout   = 8 * time.Second
+	reviveJitter    = 100 * time.Millisecond // spreads a crowd that has to wait over MongoDB's time
+	revivedEvents   = 50                     // as many as a snapshot shows
+)
+
+// Reviver brings sessions that Redis has lost back from MongoDB: all of them after a FLUSHALL or a restart without
+// persistence, the tail of some after a failover. Any number of replicas may revive one session at once: there is one
+// session afterwards, and no number is given twice. On one replica all callers share one attempt, and a bounded number
+// of sessions is read at a time. All methods may be called concurrently.
+type Reviver struct {
+	opts   ReviveOptions
+	log    *slog.Logger
+	places chan struct{} // one for each session being read
+	group  singleflight.Group
+}
+
+// NewReviver checks the options.
+func NewReviver(opts ReviveOptions) (*Reviver, error) {
+	if opts.Live == nil || opts.Archive == nil {
+		return nil, errors.New("reviver: Live and Archive are required")
+	}
+	if opts.Window <= 0 {
+		opts.Window = defaultWindow
+	}
+	if opts.InFlight <= 0 {
+		opts.InFlight = defaultInFlight
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Reviver{opts: opts, log: opts.Log, places: make(chan struct{}, opts.InFlight)}, nil
+}
+
+// Revive makes a session that Redis does not have anew from MongoDB, for a socket that is still on it, and adds what
+// MongoDB has and Redis lacks to one that is there: after a failover Redis may have lost events that were flushed
+// before. Questions among them that nobody has answered are owed an answer again. userID, if not empty, must be the
+// session's user. Errors: ErrNotFound (MongoDB has no such session of that user), ErrEnded, *ActiveError (the user is
+// in another one), ErrArchive, ErrAway.
+func (r *Reviver) Revive(ctx context.Context, sessionID, userID string) error {
+	return r.shared(ctx, "revive ", sessionID, func(ctx context.Context) error {
+		st, err := r.read(ctx, sessionID, userID)
+		if err != nil {
+			return err
+		}
+		if st.doc.Final {
+			return sessionstore.ErrEnded
+		}
+		return r.rebuild(ctx, st)
+	})
+}
+
+// Reopen is Revive for a client that comes back and names the session, with nobody there to say that it was in use all
+// the time: the reconnect window counts from the last activity that MongoDB knows. A session beyond it is ended, since
+// nobody else would, and ErrEnded is returned.
+func (r *Reviver) Reopen(ctx context.Context, sessionID, userID string) error {
+	return r.shared(ctx, "reopen ", sessionID, func(ctx context.Context) error {
+		// One that Redis has is not to be revived: it has ended, or another replica was faster.
+		switch ses, err := r.opts.Live.Session(ctx, sessionID); {
+		case errors.Is(err, sessionstore.ErrNotFound):
+		case err != nil:
+			return err
+		case userID != "" && ses.UserID != userID:
+			return sessionstore.ErrNotFound
+		case !ses.Active:
+			return sessionstore.ErrEnded
+		default:
+			return nil
+		}
+		st, err := r.read(ctx, sessionID, userID)
+		if err != nil {
+			return err
+		}
+		if st.doc.Final {
+			return sessionstore.ErrEnded
+		}
+		if err := r.rebuild(ctx, st); err != nil {
+			return err
+		}
+		if time.Since(st.doc.Session.LastActivity) <= r.opts.Window {
+			return nil
+		}
+		if err := r.opts.Live.End(ctx, sessionID, "expired", ""); err != nil {
+			return err
+		}
+		return sessionstore.ErrEnded
+	})
+}
+
+// Load puts a session that Redis has forgotten back as it is, ended or not, so that it can be activated. Errors:
+// ErrNotFound, *ActiveError, ErrArchive, ErrAway.
+func (r *Reviver) Load(ctx context.Context, sessionID, userID string) error {
+	return r.shared(ctx, "load ", sessionID, func(ctx context.Context) error {
+		st, err := r.read(ctx, sessionID, userID)
+		if err != nil {
+			return err
+		}
+		return r.rebuild(ctx, st)
+	})
+}
+
+// shared runs f for the session once for all who ask at the same time, when there is a place for it. f outlives a
+// caller that goes away: others may wait for it.
+func (r *Reviver) shared(ctx context.Context, what, sessionID string, f func(context.Context) error) error {
+	result := r.group.DoChan(what+sessionID, func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reviveTimeout)
+		defer cancel()
+		if err := r.enter(ctx); err != nil {
+			return nil, err
+		}
+		defer func() { <-r.places }()
+		return nil, f(ctx)
+	})
+	select {
+	case res := <-result:
+		if res.Err != nil {
+			return fmt.Errorf("%ssession %s: %w", what, sessionID, res.Err)
+		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%ssession %s: %w: %w", what, sessionID, sessionstore.ErrArchive, ctx.Err())
+	}
+}
+
+// enter waits for a place. Who has to wait is one of many, and waits a little longer, at random.
+func (r *Reviver) enter(ctx context.Context) error {
+	select {
+	case r.places <- struct{}{}:
+		return nil
+	default:
+	}
+	select {
+	case r.places <- struct{}{}:
+	case <-ctx.Done():
+		return fmt.Errorf("%w: too many sessions are being read", sessionstore.ErrArchive)
+	}
+	pause := time.NewTimer(rand.N(reviveJitter))
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+// state is what MongoDB has of a session.
+type state struct {
+	doc    sessionstore.SessionDoc
+	events []sessionstore.Stored // the newest, ascending
+}
+
+func (r *Reviver) read(ctx context.Context, sessionID, userID string) (state, error) {
+	doc, found, err := r.opts.Archive.Session(ctx, sessionID)
+	if err != nil {
+		return state{}, err
+	}
+	if !found || userID != "" && doc.Session.UserID != userID {
+		return state{}, sessionstore.ErrNotFound
+	}
+	events, err := r.opts.Archive.Messages(ctx, sessionID, 0, revivedEvents)
+	if err != nil {
+		return state{}, err
+	}
+	catchUp(&doc, events)
+	return state{doc, events}, nil
+}
+
+func (r *Reviver) rebuild(ctx context.Context, st state) error {
+	if err := r.opts.Live.Rebuild(ctx, st.doc, st.events); err != nil {
+		return err
+	}
+	r.log.Info("session brought back from mongodb", "session_id", st.doc.Session.ID, "user_id", st.doc.Session.UserID,
+		"events", len(st.events), "seq", st.doc.Session.Seq, "ended", st.doc.Final)
+	return nil
+}
+
+// catchUp adds to a document, which is written once a minute, what later events say about its session.
+func catchUp(doc *sessionstore.SessionDoc, events []sessionstore.Stored) {
+	s := &doc.Session
+	for _, e := range events {
+		if e.Seq <= s.Seq {
+			continue
+		}
+		s.Seq = e.Seq
+		ev, err := sessionstore.ParseFrame(sessionstore.Frame(e.Seq, e.H, nil))
+		if err != nil {
+			continue // reading the event itself will say so
+		}
+		if ev.Timestamp.After(s.LastActivity) {
+			s.LastActivity = ev.Timestamp
+		}
+		switch ev.Type {
+		case sessionstore.TypeAIResponse:
+			s.Tokens += ev.Tokens
+			if ev.ResponseTime > 0 {
+				s.ResponseSum, s.ResponseMax, s.ResponseCount = s.ResponseSum+ev.ResponseTime, max(s.ResponseMax, ev.ResponseTime), s.ResponseCount+1
+			}
+			s.Messages++
+		case sessionstore.TypeUserMessage, sessionstore.TypeFileUpload, sessionstore.TypeVoiceMessage, sessionstore.TypeLeaveMessage:
+			s.Messages++
+		case sessionstore.TypeModelSelect:
+			s.ModelID = ev.ModelID
+		case sessionstore.TypeStarted: // again
+			doc.Final, s.Active, s.End = false, true, time.Time{}
+		case sessionstore.TypeEnded:
+			doc.Final, s.Active, s.End = true, false, ev.Timestamp
+		}
+	}
+}

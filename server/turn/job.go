@@ -1,0 +1,144 @@
+package turn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/real-rm/chatbox/providers/llm"
+	"github.com/real-rm/chatbox/sessionstore"
+)
+
+// goOn is what a model is told that cannot be given the beginning of its answer.
+const goOn = "Your last answer was cut off. Continue it exactly where it stopped: begin with the very next word, repeat nothing, " +
+	"and do not mention the interruption."
+
+// job is what an answer is to be: one to new questions, or another one to older questions.
+type job struct {
+	kind    string // regenerate, continue or retry; empty: new questions
+	target  string // id of the answer that is replaced or gone on with
+	answers []string
+	before  *talk  // the conversation that the model reads
+	partial string // text that the answer goes on after; not a part of it
+}
+
+// errTarget ends a turn whose answer or question has vanished.
+var errTarget = errors.New("what the answer is about is not there any more")
+
+// job finds out what is to be done for the questions that the generation is to answer.
+func (a *answer) job(ctx context.Context) (job, error) {
+	events, err := a.context(ctx, a.g.UpTo)
+	if err != nil {
+		return job{}, err
+	}
+	wish, err := a.wish(ctx, events)
+	if err != nil {
+		return job{}, err
+	}
+	if wish.Type == "" {
+		return job{before: newTalk(events)}, nil
+	}
+	if wish.Type == sessionstore.TypeRetry {
+		// What the newest answer to the question stands for is what has failed.
+		for _, ev := range slices.Backward(events) {
+			if ev.Type == sessionstore.TypeAIResponse && slices.Contains(strings.Fields(ev.Metadata[sessionstore.MetaAnswers]), wish.Target) {
+				return newJob(wish.Type, ev.MessageID, events)
+			}
+		}
+		return job{}, fmt.Errorf("no answer to question %s: %w", wish.Target, errTarget)
+	}
+	if !slices.ContainsFunc(events, func(ev sessionstore.Event) bool { return ev.MessageID == wish.Target }) {
+		if events, err = a.around(ctx, wish.Target); err != nil {
+			return job{}, err
+		}
+	}
+	return newJob(wish.Type, wish.Target, events)
+}
+
+// newJob is the job of making another answer in place of, or after, the target.
+func newJob(kind, target string, events []sessionstore.Event) (job, error) {
+	t := newTalk(events)
+	old := t.byID[target]
+	if old == nil {
+		return job{}, fmt.Errorf("answer %s: %w", target, errTarget)
+	}
+	j := job{kind: kind, target: target, answers: old.names, before: t.upTo(old)}
+	if kind == sessionstore.TypeContinue {
+		j.partial = old.text
+	}
+	return j, nil
+}
+
+// wish returns the regenerate, continue or retry that the generation is for, or nothing. Such a wish is always alone.
+func (a *answer) wish(ctx context.Context, events []sessionstore.Event) (sessionstore.Event, error) {
+	if len(a.g.Questions) != 1 {
+		return sessionstore.Event{}, nil
+	}
+	id := a.g.Questions[0]
+	i := slices.IndexFunc(events, func(ev sessionstore.Event) bool {
+		return ev.MessageID == id && ev.Sender == sessionstore.SenderUser
+	})
+	var ev sessionstore.Event
+	if i >= 0 {
+		ev = events[i]
+	} else if err := a.retry(ctx, func(ctx context.Context) (err error) {
+		ev, _, err = a.opts.History.Message(ctx, a.g.SessionID, sessionstore.SenderUser, id)
+		return err
+	}); err != nil {
+		return ev, err
+	}
+	switch ev.Type {
+	case sessionstore.TypeRegenerate, sessionstore.TypeContinue, sessionstore.TypeRetry:
+		return ev, nil
+	}
+	return sessionstore.Event{}, nil
+}
+
+// around reads the conversation as it was when the answer was given, for one that is older than the newest events.
+func (a *answer) around(ctx context.Context, answerID string) ([]sessionstore.Event, error) {
+	var ev sessionstore.Event
+	var found bool
+	err := a.retry(ctx, func(ctx context.Context) (err error) {
+		ev, found, err = a.opts.History.Message(ctx, a.g.SessionID, sessionstore.SenderAI, answerID)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if !found {
+		return nil, fmt.Errorf("answer %s: %w", answerID, errTarget)
+	}
+	return a.context(ctx, ev.Seq)
+}
+
+// request makes the model's request. said is what was published of this very answer by a replica that is gone: a model
+// that can goes on after it, another begins again.
+func (a *answer) request(j job, said string) (req llm.Request, goesOn bool) {
+	can := a.opts.Models.Continues(a.g.ModelID)
+	messages := j.before.messages(a.opts.SystemPrompt)
+	goesOn = can && said != ""
+	beginning := j.partial
+	if goesOn {
+		beginning += said
+	}
+	if beginning != "" {
+		messages = append(messages, llm.Message{Role: llm.RoleAssistant, Content: beginning})
+		if !can {
+			messages = append(messages, llm.Message{Role: llm.RoleUser, Content: goOn})
+		}
+	}
+	return llm.Request{Model: a.g.ModelID, Messages: messages, User: a.g.SessionID, Continue: can && beginning != ""}, goesOn
+}
+
+// describe adds to the final event's metadata what the answer is about.
+func (j job) describe(meta map[string]string, questions []string) {
+	meta[sessionstore.MetaAnswers] = strings.Join(append(slices.Clone(questions), j.answers...), " ")
+	switch j.kind {
+	case sessionstore.TypeContinue:
+		meta[sessionstore.MetaContinues] = j.target
+	case sessionstore.TypeRegenerate, sessionstore.TypeRetry:
+		meta[sessionstore.MetaReplaces] = j.target
+	}
+}
