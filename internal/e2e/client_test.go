@@ -103,7 +103,7 @@ func (u *user) connect(ctx context.Context, addr string) error {
 		q.Set("epoch", u.epoch)
 		q.Set("last_seq", fmt.Sprint(u.seq))
 	}
-	u.live, u.closed = false, 0
+	u.live = false
 	u.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -120,6 +120,9 @@ func (u *user) connect(ctx context.Context, addr string) error {
 		u.fault("subprotocol is %q", conn.Subprotocol())
 	}
 	conn.SetReadLimit(-1)
+	u.mu.Lock()
+	u.closed = 0 // only now: after a refusal the socket before is still the one that is dead
+	u.mu.Unlock()
 	u.conn, u.done = conn, make(chan struct{})
 	go u.read(conn, u.done)
 	return nil
