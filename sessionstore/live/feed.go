@@ -73,6 +73,7 @@ type feed struct {
 type change struct {
 	urgent bool
 	counts time.Time // when to read the counters; zero: they have not changed
+	latest time.Time // when to read them for the latest announcement: counts, or later in a busy session
 }
 
 func newFeed() *feed {
@@ -94,8 +95,11 @@ func (f *feed) note(payload string) {
 	}
 	f.mu.Lock()
 	c := f.changes[sid]
-	if c.urgent = c.urgent || urgent; !urgent && c.counts.IsZero() {
-		c.counts = time.Now().Add(feedSettle)
+	if c.urgent = c.urgent || urgent; !urgent {
+		c.latest = time.Now().Add(feedSettle)
+		if c.counts.IsZero() {
+			c.counts = c.latest
+		}
 	}
 	f.changes[sid] = c
 	f.mu.Unlock()
@@ -203,7 +207,9 @@ func (r *feedReader) due(now time.Time) []string {
 		}
 		out = append(out, sid)
 		if c.urgent = false; settled {
-			c.counts = time.Time{}
+			if c.counts = c.latest; !now.Before(c.latest) {
+				c.counts = time.Time{}
+			}
 		}
 		if c.counts.IsZero() {
 			delete(r.feed.changes, sid)

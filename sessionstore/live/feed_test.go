@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
@@ -122,7 +123,7 @@ func TestFeed_foldsMessages(t *testing.T) {
 	r := runFeed(t, beside(t, s, "r2"))
 	sid := newSession(t, s)
 	eventually(t, "start", func() bool { return r.last(sid).Active })
-	const writing = 2500 * time.Millisecond
+	const writing = 2500 * time.Millisecond // into the second after an announcement that a report follows
 	begin, sent := time.Now(), int64(0)
 	for time.Since(begin) < writing {
 		ask(t, s, sid, "x")
@@ -134,6 +135,46 @@ func TestFeed_foldsMessages(t *testing.T) {
 	for i := 1; i < len(times); i++ {
 		assert.GreaterOrEqual(t, times[i].Sub(times[i-1]), feedEvery-20*time.Millisecond)
 	}
+}
+
+// An announcement stands for the second after it, so a read in the midst of that second is followed by another.
+func TestFeed_readsAgainAfterTheSecondOfTheLatestAnnouncement(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fd := newFeed()
+		fd.running.Store(true)
+		r := &feedReader{feed: fd, seen: make(map[string]reported)}
+		sid := newSessionID(1)
+		due := func() bool {
+			got := r.due(time.Now())
+			for _, sid := range got {
+				r.seen[sid] = reported{at: time.Now(), active: true}
+			}
+			return len(got) > 0
+		}
+		fd.note(sid)
+		time.Sleep(feedEvery)
+		assert.False(t, due())
+		fd.note(sid)
+		time.Sleep(feedSettle - feedEvery)
+		assert.True(t, due(), "a busy session is not put off")
+		assert.False(t, due())
+		fd.note("!" + sid)
+		assert.False(t, due(), "not twice in a second")
+		time.Sleep(feedEvery)
+		assert.True(t, due())
+		time.Sleep(feedEvery)
+		assert.False(t, due())
+		assert.Empty(t, fd.changes)
+
+		fd.note(sid)
+		fd.note("!" + sid)
+		assert.True(t, due(), "at once")
+		time.Sleep(feedSettle)
+		assert.True(t, due(), "and the counters later")
+		assert.Empty(t, fd.changes)
+		fd.note("nonsense")
+		assert.Empty(t, fd.changes)
+	})
 }
 
 // A report between two announcements must not make the second one be forgotten.
