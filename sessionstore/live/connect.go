@@ -219,6 +219,10 @@ func addresses(s string, mode targetMode) ([]string, error) {
 // errReplica refuses a connection. Its text makes go-redis look for the primary again and repeat the command.
 var errReplica = errors.New("READONLY connected to a replica")
 
+// errSentinel says that a connection is to a sentinel, which keeps no data: there is nothing to name. go-redis calls
+// OnConnect for those, too.
+var errSentinel = errors.New("connected to a sentinel")
+
 // setInst writes ARGV[1] into the string KEYS[1] unless it is there already. A full Redis must not keep replicas
 // from connecting, so it may run then, too.
 const setInst = `#!lua flags=allow-oom
@@ -252,6 +256,9 @@ type node interface {
 // check identifies the server and writes its identity if it is new.
 func (g *instGuard) check(ctx context.Context, n node) error {
 	id, err := identify(ctx, n)
+	if errors.Is(err, errSentinel) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -275,7 +282,7 @@ func (g *instGuard) check(ctx context.Context, n node) error {
 
 // identify names this run of the server as primary: start of its run id and of its replication id. The latter
 // changes when a replica is promoted, so a server that was demoted and promoted again in one run is a new one.
-// Empty for a server that has no run id.
+// Empty for a server that has no run id. Errors: errReplica, errSentinel, or that the server did not answer.
 func identify(ctx context.Context, n node) (string, error) {
 	info, err := n.Info(ctx, "server", "replication").Result()
 	if err != nil {
@@ -290,6 +297,9 @@ func identify(ctx context.Context, n node) (string, error) {
 		if k, v, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
 			fields[k] = v
 		}
+	}
+	if fields["redis_mode"] == "sentinel" {
+		return "", errSentinel
 	}
 	if fields["role"] == "slave" {
 		return "", errReplica

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/real-rm/chatbox/internal/rig"
 	"github.com/real-rm/chatbox/sessionstore"
 )
 
@@ -178,3 +179,18 @@ func TestConnect_works_with_a_redis_that_has_no_run_id(t *testing.T) {
 }
 
 var discard = slog.New(slog.DiscardHandler)
+
+// Through Sentinel the same client works: connections to sentinels are not taken for connections to a server.
+func TestConnect_findsThePrimaryThroughSentinel(t *testing.T) {
+	needRedis(t)
+	s, err := rig.StartSentinel(t.Context(), t.TempDir(), rig.RedisOptions{})
+	require.NoError(t, err)
+	t.Cleanup(s.Kill)
+	prefix := testPrefix()
+	c := connect(t, s.URL(), prefix)
+	require.NoError(t, c.Set(t.Context(), "x", "1", 0).Err())
+	direct := connect(t, "redis://"+s.Servers[0].Addr, prefix)
+	require.NoError(t, direct.Ping(t.Context()).Err())
+	require.NotEmpty(t, instOf(t, c, prefix, 0))
+	require.Equal(t, instOf(t, direct, prefix, 0), instOf(t, c, prefix, 0))
+}
