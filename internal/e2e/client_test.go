@@ -122,6 +122,9 @@ func (u *user) connect(ctx context.Context, addr string) error {
 	conn.SetReadLimit(-1)
 	u.mu.Lock()
 	u.closed = 0 // only now: after a refusal the socket before is still the one that is dead
+	for _, r := range u.running {
+		r.broken = true // what is missing since the socket before comes as a reset, or as the final
+	}
 	u.mu.Unlock()
 	u.conn, u.done = conn, make(chan struct{})
 	go u.read(conn, u.done)
