@@ -27,9 +27,11 @@ http {
   scgi_temp_path {{.Dir}}/tmp_scgi;
   client_max_body_size 0;
   map $http_upgrade $connection_upgrade { default upgrade; '' ''; }
+  # max_fails=0: a request that ends well is what clears a server's failures, and a WebSocket does not end. With any
+  # other value a replica that came back gets one socket in fail_timeout, and then "no live upstreams" is the answer.
   upstream app {
 {{- range .Upstreams}}
-    server {{.}} max_fails=1 fail_timeout=2s;
+    server {{.}} max_fails=0;
 {{- end}}
     keepalive 16;
   }
