@@ -212,14 +212,15 @@ func (cr *crowd) end() {
 	cr.wg.Wait()
 }
 
-// check ends the talking and compares what every user has with what MongoDB has: the invariants I1, I3 and I4.
-func (cr *crowd) check() {
+// check ends the talking and compares what every user, and those beside the crowd, has with what MongoDB has: the
+// invariants I1, I3 and I4.
+func (cr *crowd) check(beside ...*user) {
 	cr.t.Helper()
 	cr.end()
 	t, ok := cr.t.(*testing.T)
 	require.True(cr.t, ok)
 	total, again, snapshots := 0, 0, 0
-	for _, u := range cr.users {
+	for _, u := range append(beside, cr.users...) {
 		stored := cr.c.flushed(u.sessionID, u.at())
 		u.mu.Lock()
 		assert.Empty(t, u.faults, u.id) // I4
