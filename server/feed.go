@@ -90,6 +90,10 @@ type delivery struct {
 
 // Message delivers one event.
 func (d delivery) Message(m sessionstore.Message) {
+	if m.Type == sessionstore.TypeResync {
+		d.hub.Resync(m.SessionID)
+		return
+	}
 	d.hub.Publish(hubMessage(m))
 	d.turns.Signal(m)
 	if m.Type == sessionstore.TypeEnded {

@@ -39,6 +39,7 @@ const (
 	TypeStarted      = "session_started"
 	TypeEnded        = "session_ended"
 	TypeTranscript   = "transcript"
+	TypeResync       = "resync" // among replicas, never stored: what they know of the session may be wrong, read it again
 )
 
 // Metadata keys, read by clients and by the turn.

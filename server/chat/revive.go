@@ -18,6 +18,7 @@ type ReviveStore interface {
 	Rebuild(ctx context.Context, doc sessionstore.SessionDoc, events []sessionstore.Stored) error
 	Session(ctx context.Context, sessionID string) (sessionstore.Session, error)
 	End(ctx context.Context, sessionID, reason, next string) error
+	Publish(ctx context.Context, e sessionstore.Event) error
 }
 
 // ReviveOptions are what NewReviver needs. Live and Archive are required.
@@ -205,6 +206,13 @@ func (r *Reviver) rebuild(ctx context.Context, st state) error {
 	}
 	r.log.Info("session brought back from mongodb", "session_id", st.doc.Session.ID, "user_id", st.doc.Session.UserID,
 		"events", len(st.events), "seq", st.doc.Session.Seq, "ended", st.doc.Final)
+	if !st.doc.Final {
+		// Whoever has sockets on it, on any replica, reads it again. If this is not heard, the next event, ping or sweep
+		// of tails tells.
+		_ = r.opts.Live.Publish(ctx, sessionstore.Event{Header: sessionstore.Header{
+			Type: sessionstore.TypeResync, SessionID: st.doc.Session.ID, Sender: sessionstore.SenderSystem,
+		}})
+	}
 	return nil
 }
 

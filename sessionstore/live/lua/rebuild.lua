@@ -39,15 +39,15 @@ end
 -- allows, and known by its id in any case.
 local tip = call('XREVRANGE', S.log, '+', '-', 'COUNT', 1)
 local top = tip[1] and tonumber(string.match(tip[1][1], '^%d+')) or 0
-local added, hole = {}, nil
+local added, grown, hole = {}, false, nil
 for _ = 1, tonumber(shift()) do
   local seq, epoch, id, h, c = shift(), shift(), shift(), shift(), shift()
   if call('HSETNX', S.ids, id, seq) == 1 then added[seq] = true end
   if tonumber(seq) > top then
     call('XADD', S.log, seq .. '-0', 'e', epoch, 'h', h, 'c', c)
-    S.lb = S.lb + #h + #c
+    S.lb, grown = S.lb + #h + #c, true
   elseif added[seq] and #call('XRANGE', S.log, seq .. '-0', seq .. '-0') == 0 then
-    hole = tonumber(seq)
+    hole, grown = tonumber(seq), true
   end
 end
 -- A log has no holes: what lies before one is in MongoDB, as the missing event is, and is read from there.
@@ -57,6 +57,7 @@ if hole then
   call('XTRIM', S.log, 'MINID', int(hole + 1) .. '-0')
 end
 call('HSET', S.key, 'lb', int(math.max(S.lb, 0)))
+if there and grown then S.inst = '' end -- readers are beyond what was added: a new epoch makes them read again
 local owed = {}
 for _ = 1, tonumber(shift()) do owed[#owed + 1] = { shift(), shift() } end
 local delay, lease, help = tonumber(shift()), tonumber(shift()), tonumber(shift())
