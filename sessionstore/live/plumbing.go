@@ -26,6 +26,7 @@ type plumbing struct {
 // plumbingScripts are the scripts of keepers and of the WAL.
 type plumbingScripts struct {
 	keep, replicas, sweep, pending, done, dead *script
+	letters, letter, backlog                   *script
 }
 
 func newPlumbing(s *Store) *plumbing {
@@ -44,6 +45,9 @@ func newPlumbing(s *Store) *plumbing {
 			pending:  mustScript("pending", onlyPrelude),
 			done:     mustScript("done", withEvent),
 			dead:     mustScript("dead", onlyPrelude),
+			letters:  mustScript("letters", onlyPrelude),
+			letter:   mustScript("letter", onlyPrelude),
+			backlog:  mustScript("backlog", onlyPrelude),
 		},
 	}
 }

@@ -12,13 +12,13 @@ while drained == nil do
   local page = call('XRANGE', KEYS[3], from, '+', 'COUNT', 32)
   for i = 1, #page do
     local id, f = page[i][1], page[i][2]
-    room = room - #f[8] - #f[10]
+    room = room - #(f[8] or '') - #(f[10] or '')
     if n == max or n > 0 and room < 0 then
       drained = '0'
       break
     end
     out[#out + 1] = id
-    for j = 2, 10, 2 do out[#out + 1] = f[j] end
+    for j = 2, 10, 2 do out[#out + 1] = f[j] or '' end -- an entry of another form must not stop a partition
     n, from = n + 1, '(' .. id
   end
   if drained == nil and #page < 32 then drained = '1' end
