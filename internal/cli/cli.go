@@ -34,6 +34,8 @@ type Options struct {
 	Stderr io.Writer
 	// Serve runs the service until ctx ends. Required for the command serve.
 	Serve func(ctx context.Context, s *config.Settings, log *slog.Logger) error
+	// Letters opens the dead letters. Required for the command dlq.
+	Letters func(s *config.Settings) (Letters, error)
 }
 
 // Run executes one command and returns the exit code of the process. Errors are told on Stderr.
@@ -104,7 +106,7 @@ Every setting can be given by a file, by the environment or by --set; later ones
 		RunE:          showHelp,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(p.serve(), p.token(), p.keys(), p.config(), p.version())
+	root.AddCommand(p.serve(), p.token(), p.keys(), p.config(), p.dlq(), p.version())
 	return root
 }
 

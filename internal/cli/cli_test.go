@@ -79,6 +79,7 @@ func TestHelp_isThereForEveryCommand(t *testing.T) {
 	for _, args := range [][]string{
 		{}, {"--help"}, {"help"}, {"serve", "--help"}, {"token", "--help"}, {"keys"}, {"keys", "new", "--help"},
 		{"config"}, {"config", "check", "--help"}, {"config", "print", "--help"}, {"version", "--help"},
+		{"dlq"}, {"dlq", "list", "--help"}, {"dlq", "retry", "--help"}, {"dlq", "drop", "--help"},
 	} {
 		r := chatbox(t, nil, args...)
 		assert.Equal(t, 0, r.code, "%v", args)
