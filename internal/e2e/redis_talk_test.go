@@ -109,7 +109,7 @@ func (cr *crowd) ask(ctx context.Context, i int) error {
 		refused, snapshots := u.refusals(id), u.snapshots
 		u.mu.Unlock()
 		_ = u.until(ctx, time.Second, "answer", func() bool {
-			return u.closed != 0 || u.answerTo(id) != nil || !acked && u.acked[id] > 0 || u.refusals(id) > refused || u.snapshots > snapshots
+			return u.closed != 0 || u.answerTo(id) != nil && u.own[id] == "" || !acked && u.acked[id] > 0 || u.refusals(id) > refused || u.snapshots > snapshots
 		})
 		u.mu.Lock()
 		answered, waits, again := u.answerTo(id) != nil && u.own[id] == "", u.own[id] != "", u.refusals(id) > refused
