@@ -35,7 +35,7 @@ func TestWait_replicasHaveWhatWasAcknowledged(t *testing.T) {
 	replica, copies := replicaOf(t, primary)
 	pipes := &pipes{}
 	s := newStoreAt(t, primary.url(), func(o *Options) {
-		o.Wait, o.WaitTimeout = 1, 2*time.Second
+		o.Wait, o.WaitTimeout = 1, time.Second
 		o.Client = connect(t, primary.url(), o.Prefix)
 		o.Client.AddHook(pipes)
 	})

@@ -203,6 +203,51 @@ func TestActivate_racedAgainstAnAnswer(t *testing.T) {
 	}
 }
 
+// The answer that is to be ended stops growing at the first look, so that the second one finds what the first one read.
+func TestActivate_stopsTheAnswerItReads(t *testing.T) {
+	s := newTestStore(t, nil)
+	ctx := testContext(t)
+	old := openSession(t, s, "u1")
+	require.NoError(t, s.End(ctx, old, "explicit", ""))
+	cur := openSession(t, s, "u1")
+	ask(t, s, cur, "q")
+	g, err := s.Acquire(ctx, cur)
+	require.NoError(t, err)
+	require.NoError(t, s.Chunk(ctx, &g, "half", false))
+	p, _ := s.part(old)
+	r, err := s.run(ctx, s.sc.activate, s.activateKeys(p, old, "u1", cur), append(s.args(p, old, 18), "u1", cur,
+		p.channel(cur), true, 1000, "system:x", "h", "", "system:y", "h", "", "replaced", "an older token", "1", "1", "", "", "")...)
+	require.NoError(t, err)
+	require.Equal(t, "RUNS", r.code())
+	require.ErrorIs(t, s.Chunk(ctx, &g, "more", false), sessionstore.ErrStopped)
+	assert.True(t, session(t, s, cur).Active)
+}
+
+// What this replica has seen of the one session says nothing about the other.
+func TestActivate_keepsTheEpochOfTheSessionThatItEnds(t *testing.T) {
+	s := newTestStore(t, nil)
+	runBus(t, s)
+	ctx := testContext(t)
+	old := openSession(t, s, "u1")
+	require.NoError(t, s.Subscribe(ctx, old))
+	for range 10 {
+		ask(t, s, old, "x")
+	}
+	require.NoError(t, s.End(ctx, old, "explicit", ""))
+	require.Eventually(t, func() bool { return s.pl.seen(old) == 12 }, patience, time.Millisecond)
+	cur := openSession(t, s, "u1")
+	ask(t, s, cur, "q")
+	g, err := s.Acquire(ctx, cur)
+	require.NoError(t, err)
+	require.NoError(t, s.Chunk(ctx, &g, "half", false))
+	before := epochOf(t, s, cur)
+	o, err := s.Activate(ctx, "u1", old, true)
+	require.NoError(t, err)
+	assert.EqualValues(t, 13, o.Session.Seq)
+	assert.Equal(t, before, epochOf(t, s, cur))
+	assert.Len(t, transcript(t, s, cur), 4)
+}
+
 // Promise 48, raced: reopening from MongoDB by four replicas, opening and reopening others, leave one active session.
 func TestActivate_racedByFourWithRebuild(t *testing.T) {
 	r := startRedis(t)

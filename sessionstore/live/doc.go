@@ -14,6 +14,8 @@
 //     further effect.
 //   - Fencing: whoever produces an answer holds a token that every chunk and the final event must show. It changes
 //     when the answer is stolen, cut or released, and then the old holder gets ErrFenced.
+//   - Holds: a session has one admin at a time, who knows it by a fence. A hold that is not renewed lapses; it ends by
+//     leave, lapse, steal or the session's end, each of which is an event.
 //   - Secrecy: bodies are sealed with the session's data key before they leave the process. Scripts see ids, times,
 //     numbers and header fragments.
 //   - Concurrency: all methods of Store may be called concurrently, by any number of replicas.

@@ -135,6 +135,30 @@ func TestJoin_isRefusedToOthersAndRepeatableForTheHolder(t *testing.T) {
 	join(t, s, sid, bob)
 }
 
+// The hold lasts HoldLease beyond whatever its admin does, in any tab, through any replica.
+func TestHold_isRenewedByWhatTheAdminDoes(t *testing.T) {
+	s := newTestStore(t, nil)
+	other := beside(t, s, "r2")
+	ctx := testContext(t)
+	sid := openSession(t, s, "u1")
+	first := uuid.NewString()
+	_, fence, err := s.Join(ctx, sid, eve, first)
+	require.NoError(t, err)
+	p, _ := s.part(sid)
+	for name, do := range map[string]func() error{
+		"renewal":          func() error { return other.RenewHold(ctx, sid, "a1", fence) },
+		"message":          func() error { _, err := other.Append(ctx, adminSays(sid, "a1", "x")); return err },
+		"the same join":    func() error { _, _, err := other.Join(ctx, sid, eve, first); return err },
+		"another join":     func() error { _, _, err := other.Join(ctx, sid, eve, uuid.NewString()); return err },
+		"a needless steal": func() error { _, _, err := other.StealHold(ctx, sid, eve, uuid.NewString()); return err },
+	} {
+		require.NoError(t, s.client.ZAdd(ctx, p.due(), redisZ(1, "hold:"+sid)).Err())
+		require.NoError(t, do(), name)
+		now := s.client.Time(ctx).Val().UnixMilli()
+		assert.InDelta(t, now+s.o.HoldLease.Milliseconds(), dueAt(t, s, "hold", sid), 1000, name)
+	}
+}
+
 func TestHold_ofNoSessionOrAnEndedOne(t *testing.T) {
 	s := newTestStore(t, nil)
 	ctx := testContext(t)

@@ -231,8 +231,8 @@ func TestRebuild_keepsTheOwner(t *testing.T) {
 				require.NoError(t, err)
 			} else {
 				require.ErrorIs(t, err, sessionstore.ErrAssisted)
-				require.NoError(t, s.RenewHold(ctx, sid, "a1", got.Fence))
 				assert.NotZero(t, dueAt(t, s, "hold", sid), "it lapses")
+				require.NoError(t, s.RenewHold(ctx, sid, "a1", got.Fence))
 			}
 			require.NoError(t, s.End(ctx, sid, "explicit", ""))
 		})

@@ -39,7 +39,7 @@ type Options struct {
 	// for WaitTimeout at most; fewer are counted (Unacked) and no error. Chunks that share a pipeline with such an
 	// event wait, too. Default 0: nobody is waited for.
 	Wait        int
-	WaitTimeout time.Duration // default 100ms, at most 2s
+	WaitTimeout time.Duration // default 100ms, at most 1s: less than a command may take
 
 	LogBytes int          // part of a session's log that is kept after it is in MongoDB; default 256 KiB
 	Log      *slog.Logger // nil: discard
@@ -85,8 +85,8 @@ func New(o Options) (*Store, error) {
 		errs = append(errs, errors.New("Wait is negative"))
 	}
 	errs = append(errs, o.defaults()...)
-	if o.WaitTimeout > 2*time.Second {
-		errs = append(errs, errors.New("WaitTimeout is over 2s"))
+	if o.WaitTimeout > time.Second {
+		errs = append(errs, errors.New("WaitTimeout is over 1s"))
 	}
 	sc, err := loadScripts()
 	errs = append(errs, err)
