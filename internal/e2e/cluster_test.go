@@ -87,6 +87,7 @@ type options struct {
 	redisURL  string                          // Redis that the test has started itself; implies noRedis
 	redisUser string                          // "user:password" that the replicas log in with
 	linked    bool                            // each replica reaches Redis over a link of its own, c.links[i]
+	farMongo  bool                            // the replicas reach MongoDB over a link, c.mongoLink
 	env       []string                        // NAME=value for all replicas; stands above the file
 	model     func(http.Handler) http.Handler // put in front of the scripted model
 }
@@ -110,6 +111,7 @@ type cluster struct {
 	archive   *archive.Archive
 	client    *redis.Client
 	links     []*fault.Link // with options.linked, one for each replica
+	mongoLink *fault.Link   // with options.farMongo; the test itself reads MongoDB beside it
 }
 
 // start brings a cluster up. Leases are short, so that deaths are noticed within a second or two.
@@ -128,6 +130,13 @@ func start(t testing.TB, o options) *cluster {
 	}
 	if !o.noMongo {
 		c.startMongo()
+	}
+	mongoAt := fmt.Sprintf("127.0.0.1:%d", c.mongoPort)
+	if o.farMongo {
+		link, err := fault.NewLink(mongoAt)
+		require.NoError(t, err)
+		t.Cleanup(link.Close)
+		c.mongoLink, mongoAt = link, link.Addr()
 	}
 	c.llm = llmfake.New(llmfake.Options{Key: "llm-key"})
 	var scripted http.Handler = c.llm
@@ -155,7 +164,7 @@ reconnect_timeout = %q
 [redis]
 url = %q
 [dbs.chat]
-uri = "mongodb://127.0.0.1:%d"
+uri = "mongodb://%s"
 [encryption]
 keyset = %q
 [limits]
@@ -184,7 +193,7 @@ endpoint = %q
 apiKey = "llm-key"
 model = "second-model"
 %s
-`, secret, o.window, o.chatbox, o.websocket, c.redisAt(fmt.Sprintf("127.0.0.1:%d", c.redisPort)), c.mongoPort, keyset, model.URL+"/v1", model.URL+"/v1", o.extra)), 0o600))
+`, secret, o.window, o.chatbox, o.websocket, c.redisAt(fmt.Sprintf("127.0.0.1:%d", c.redisPort)), mongoAt, keyset, model.URL+"/v1", model.URL+"/v1", o.extra)), 0o600))
 	for i := range o.replicas {
 		if o.linked {
 			link, err := fault.NewLink(fmt.Sprintf("127.0.0.1:%d", c.redisPort))

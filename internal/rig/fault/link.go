@@ -68,6 +68,11 @@ func (l *Link) LoseReplies() error {
 	return l.add("limit_data", "downstream", map[string]any{"bytes": 0})
 }
 
+// Reset resets each connection as soon as something is sent over it, as a host does that has forgotten them all.
+func (l *Link) Reset() error {
+	return l.add("reset_peer", "upstream", map[string]any{"timeout": 0})
+}
+
 // Delay holds every packet up, in both directions, for half of the time each plus or minus up to half of the jitter.
 // Order is kept.
 func (l *Link) Delay(roundTrip, jitter time.Duration) error {

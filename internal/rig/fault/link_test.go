@@ -113,6 +113,13 @@ func TestLink_worksFailsAndWorksAgain(t *testing.T) {
 	require.NoError(t, l.Heal())
 	require.NoError(t, ask(l, 5*time.Second))
 
+	require.NoError(t, l.Reset())
+	before = lines.Load()
+	require.Error(t, ask(l, 5*time.Second))
+	require.Equal(t, before, lines.Load(), "reset means not delivered")
+	require.NoError(t, l.Heal())
+	require.NoError(t, ask(l, 5*time.Second))
+
 	require.NoError(t, l.Delay(100*time.Millisecond, 0))
 	start := time.Now()
 	require.NoError(t, ask(l, 5*time.Second))
