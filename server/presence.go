@@ -76,10 +76,13 @@ func (s *Server) touchAll(ctx context.Context) {
 // reopen puts a living socket back into its session, which it brings back if Redis has lost it, or sends the socket
 // away if the session is not the user's active one any more.
 func (s *Server) reopen(ctx context.Context, c *hub.Client) {
-	if c == nil || c.Context().Err() != nil {
+	if c == nil || c.Code() != 0 {
 		return
 	}
-	p := c.Handler().(*peer)
+	p, ok := c.Handler().(*peer)
+	if !ok {
+		return
+	}
 	ctx, cancel := context.WithTimeout(ctx, reopenTimeout)
 	defer cancel()
 	req := sessionstore.OpenRequest{
@@ -87,7 +90,11 @@ func (s *Server) reopen(ctx context.Context, c *hub.Client) {
 	}
 	opened, err := s.deps.Live.Open(ctx, req)
 	if errors.Is(err, sessionstore.ErrNotFound) {
-		if err = s.deps.Revival.Revive(ctx, p.sessionID, p.userID); err == nil {
+		if sess, serr := s.deps.Live.Session(ctx, p.sessionID); serr == nil && !sess.Active {
+			s.hub.Resync(p.sessionID) // brings the end and the close
+			return
+		}
+		if err = s.revival.Revive(ctx, p.sessionID, p.userID); err == nil {
 			opened, err = s.deps.Live.Open(ctx, req)
 		}
 	}

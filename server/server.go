@@ -37,6 +37,8 @@ type Live interface {
 	End(ctx context.Context, sessionID, reason, next string) error
 	Activate(ctx context.Context, userID, sessionID string, endCurrent bool) (sessionstore.Opened, error)
 	Positions(ctx context.Context, sessionIDs []string) (map[string]live.Top, error)
+	Remember(ctx context.Context) error
+	MayHaveLost(ctx context.Context, sessionID string) (bool, error)
 	Ping(ctx context.Context) error
 	RunBus(ctx context.Context, h live.Handler) error
 }
@@ -133,6 +135,7 @@ type Server struct {
 	conns   atomic.Uint64 // numbers connections
 	sockets atomic.Int64  // open or being opened
 	addrs   addresses
+	revival Reviver
 	health  health
 }
 
@@ -148,8 +151,9 @@ func New(deps Deps) (*Server, error) {
 	}
 	s := &Server{deps: deps, opts: deps.Options, log: deps.Log, opening: make(chan struct{}, deps.Options.OpensInFlight)}
 	s.addrs.most = deps.Options.PerAddress
+	s.revival = prompt{deps.Revival, &s.health}
 	h, err := hub.New(hub.Options{
-		Source: feed{deps.Live, deps.Revival}, QueueBytes: s.opts.QueueBytes, MaxFrame: protocol.MaxFrame, WriteWait: s.opts.WriteWait,
+		Source: feed{deps.Live, s.revival}, QueueBytes: s.opts.QueueBytes, MaxFrame: protocol.MaxFrame, WriteWait: s.opts.WriteWait,
 		Idle: s.opts.Idle, PingEvery: s.opts.PingEvery, Log: s.log.With("component", "hub"),
 	})
 	if err != nil {

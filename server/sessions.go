@@ -241,7 +241,7 @@ func (s *Server) end(ctx context.Context, sess sessionstore.Session) error {
 	if !errors.Is(err, sessionstore.ErrNotFound) {
 		return err
 	}
-	switch err := s.deps.Revival.Revive(ctx, sess.ID, sess.UserID); {
+	switch err := s.revival.Revive(ctx, sess.ID, sess.UserID); {
 	case errors.Is(err, sessionstore.ErrEnded), errors.Is(err, sessionstore.ErrNotFound):
 		return nil
 	case err != nil:
@@ -283,7 +283,7 @@ func (s *Server) activateSession(c echo.Context) error {
 // load brings a session back as it is in MongoDB. One that nobody has ended there, because Redis lost it while it was
 // active, cannot come back beside another: that one is ended first, if that is what the user wants.
 func (s *Server) load(ctx context.Context, sess sessionstore.Session, endCurrent bool) error {
-	err := s.deps.Revival.Load(ctx, sess.ID, sess.UserID)
+	err := s.revival.Load(ctx, sess.ID, sess.UserID)
 	var other *sessionstore.ActiveError
 	if !errors.As(err, &other) || !endCurrent {
 		return err
@@ -291,7 +291,7 @@ func (s *Server) load(ctx context.Context, sess sessionstore.Session, endCurrent
 	if err := s.deps.Live.End(ctx, other.SessionID, "replaced", sess.ID); err != nil {
 		return err
 	}
-	return s.deps.Revival.Load(ctx, sess.ID, sess.UserID)
+	return s.revival.Load(ctx, sess.ID, sess.UserID)
 }
 
 func limitOf(c echo.Context) (int, error) {

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"time"
 
@@ -24,6 +25,7 @@ const (
 // for those who wait for neither. Replicas do it at times of their own.
 func (s *Server) sweepTails(ctx context.Context) error {
 	for {
+		s.remember(ctx)
 		pause := time.NewTimer(s.opts.TailEvery*4/5 + rand.N(s.opts.TailEvery*2/5+1))
 		select {
 		case <-ctx.Done():
@@ -32,6 +34,15 @@ func (s *Server) sweepTails(ctx context.Context) error {
 		case <-pause.C:
 			s.compareTails(ctx)
 		}
+	}
+}
+
+// remember notes since when Redis keeps everything, see MayHaveLost.
+func (s *Server) remember(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	if err := s.deps.Live.Remember(ctx); err != nil {
+		s.log.Debug("memory of redis not noted", "component", "tail", "error", err.Error())
 	}
 }
 
@@ -109,7 +120,7 @@ func (p *place) behind(id string, top live.Top) bool {
 // reviveHere brings a session that Redis has lost back for the sockets that are on it. Those of one that cannot come
 // back reconnect, and are told what became of it.
 func (s *Server) reviveHere(ctx context.Context, id string, pl *place) {
-	err := s.deps.Revival.Revive(ctx, id, pl.userID)
+	err := s.revival.Revive(ctx, id, pl.userID)
 	switch {
 	case err == nil:
 		for _, c := range pl.clients {
@@ -128,4 +139,41 @@ func (s *Server) reviveHere(ctx context.Context, id string, pl *place) {
 // gone says that a session cannot be brought back, now or later.
 func gone(err error) bool {
 	return errors.Is(err, sessionstore.ErrNotFound) || errors.Is(err, sessionstore.ErrEnded) || errors.Is(err, sessionstore.ErrActive)
+}
+
+// prompt is a Reviver that does not wait for a MongoDB that is known to be away.
+type prompt struct {
+	Reviver
+	health *health
+}
+
+func (r prompt) away(sessionID string) error {
+	if r.health.archiveOff.Load() {
+		return fmt.Errorf("bring session %s back: %w", sessionID, sessionstore.ErrArchive)
+	}
+	return nil
+}
+
+// Revive is Reviver.Revive.
+func (r prompt) Revive(ctx context.Context, sessionID, userID string) error {
+	if err := r.away(sessionID); err != nil {
+		return err
+	}
+	return r.Reviver.Revive(ctx, sessionID, userID)
+}
+
+// Reopen is Reviver.Reopen.
+func (r prompt) Reopen(ctx context.Context, sessionID, userID string) error {
+	if err := r.away(sessionID); err != nil {
+		return err
+	}
+	return r.Reviver.Reopen(ctx, sessionID, userID)
+}
+
+// Load is Reviver.Load.
+func (r prompt) Load(ctx context.Context, sessionID, userID string) error {
+	if err := r.away(sessionID); err != nil {
+		return err
+	}
+	return r.Reviver.Load(ctx, sessionID, userID)
 }

@@ -112,8 +112,8 @@ func (s *Server) openSession(r *http.Request, id auth.Identity, connID string) (
 }
 
 // open puts a connection into its user's session. If Redis knows none, but the client names one, MongoDB is asked
-// whether Redis has lost that: no new session is made over one that has only been forgotten. If MongoDB cannot be
-// asked, neither can be decided, and the client tries again.
+// whether Redis has lost that: no new session is made over one that has only been forgotten. While MongoDB cannot be
+// asked the client has to try again, unless Redis remembers far enough back to know that the session has ended.
 func (s *Server) open(ctx context.Context, req sessionstore.OpenRequest) (sessionstore.Opened, error) {
 	part, ok := live.PartitionOf(req.Want)
 	req.NoNew = ok && part == live.Partition(req.UserID) // else it is nobody's, or somebody else's
@@ -121,10 +121,13 @@ func (s *Server) open(ctx context.Context, req sessionstore.OpenRequest) (sessio
 	if !req.NoNew || !errors.Is(err, sessionstore.ErrNotFound) {
 		return opened, err
 	}
-	if s.health.archiveOff.Load() { // known: nobody waits for a MongoDB that does not answer
-		return opened, fmt.Errorf("look for session %s: %w", req.Want, sessionstore.ErrArchive)
+	err = s.revival.Reopen(ctx, req.Want, req.UserID)
+	if errors.Is(err, sessionstore.ErrArchive) {
+		if lost, lerr := s.deps.Live.MayHaveLost(ctx, req.Want); lerr == nil && !lost {
+			err = nil
+		}
 	}
-	if err := s.deps.Revival.Reopen(ctx, req.Want, req.UserID); err != nil && !gone(err) {
+	if err != nil && !gone(err) {
 		return opened, err
 	}
 	req.NoNew = false
@@ -207,7 +210,7 @@ func (p *peer) Frame(ctx context.Context, c *hub.Client, data []byte) {
 	defer cancel()
 	err := p.handle(ctx, c, f)
 	if errors.Is(err, sessionstore.ErrNotFound) { // Redis has lost the session under the socket
-		if err = p.server.deps.Revival.Revive(ctx, p.sessionID, p.userID); err == nil {
+		if err = p.server.revival.Revive(ctx, p.sessionID, p.userID); err == nil {
 			p.server.reopen(ctx, c)
 			p.server.hub.Resync(p.sessionID)
 			err = p.handle(ctx, c, f)

@@ -74,12 +74,9 @@ func NewReviver(opts ReviveOptions) (*Reviver, error) {
 // in another one), ErrArchive, ErrAway.
 func (r *Reviver) Revive(ctx context.Context, sessionID, userID string) error {
 	return r.shared(ctx, "revive ", sessionID, func(ctx context.Context) error {
-		st, err := r.read(ctx, sessionID, userID)
+		st, err := r.unended(ctx, sessionID, userID)
 		if err != nil {
 			return err
-		}
-		if st.doc.Final {
-			return sessionstore.ErrEnded
 		}
 		return r.rebuild(ctx, st)
 	})
@@ -102,12 +99,9 @@ func (r *Reviver) Reopen(ctx context.Context, sessionID, userID string) error {
 		default:
 			return nil
 		}
-		st, err := r.read(ctx, sessionID, userID)
+		st, err := r.unended(ctx, sessionID, userID)
 		if err != nil {
 			return err
-		}
-		if st.doc.Final {
-			return sessionstore.ErrEnded
 		}
 		if err := r.rebuild(ctx, st); err != nil {
 			return err
@@ -126,7 +120,11 @@ func (r *Reviver) Reopen(ctx context.Context, sessionID, userID string) error {
 // ErrNotFound, *ActiveError, ErrArchive, ErrAway.
 func (r *Reviver) Load(ctx context.Context, sessionID, userID string) error {
 	return r.shared(ctx, "load ", sessionID, func(ctx context.Context) error {
-		st, err := r.read(ctx, sessionID, userID)
+		doc, err := r.doc(ctx, sessionID, userID)
+		if err != nil {
+			return err
+		}
+		st, err := r.read(ctx, doc)
 		if err != nil {
 			return err
 		}
@@ -184,15 +182,32 @@ type state struct {
 	events []sessionstore.Stored // the newest, ascending
 }
 
-func (r *Reviver) read(ctx context.Context, sessionID, userID string) (state, error) {
-	doc, found, err := r.opts.Archive.Session(ctx, sessionID)
+// unended reads a session that has not ended, or returns ErrEnded.
+func (r *Reviver) unended(ctx context.Context, sessionID, userID string) (state, error) {
+	doc, err := r.doc(ctx, sessionID, userID)
 	if err != nil {
 		return state{}, err
 	}
-	if !found || userID != "" && doc.Session.UserID != userID {
-		return state{}, sessionstore.ErrNotFound
+	if doc.Final { // by far the most: clients come back with what they had yesterday
+		return state{}, sessionstore.ErrEnded
 	}
-	events, err := r.opts.Archive.Messages(ctx, sessionID, 0, revivedEvents)
+	st, err := r.read(ctx, doc)
+	if err == nil && st.doc.Final {
+		err = sessionstore.ErrEnded
+	}
+	return st, err
+}
+
+func (r *Reviver) doc(ctx context.Context, sessionID, userID string) (sessionstore.SessionDoc, error) {
+	doc, found, err := r.opts.Archive.Session(ctx, sessionID)
+	if err == nil && (!found || userID != "" && doc.Session.UserID != userID) {
+		err = sessionstore.ErrNotFound
+	}
+	return doc, err
+}
+
+func (r *Reviver) read(ctx context.Context, doc sessionstore.SessionDoc) (state, error) {
+	events, err := r.opts.Archive.Messages(ctx, doc.Session.ID, 0, revivedEvents)
 	if err != nil {
 		return state{}, err
 	}

@@ -16,6 +16,7 @@ const defaultPrefix = "rt:"
 // partition makes the keys of one partition. All of them carry its hash tag, so they live on one node of a cluster.
 //
 //	inst          string  identity of the primary, written when a replica connects to it   for ever
+//	born          string  since when Redis keeps what is written in the partition       for ever
 //	wal           stream  durable events that are not in MongoDB yet: k session, e epoch, s seq, h, c; entries are
 //	                      deleted by done.lua, nothing else
 //	due           zset    end|ask|gen|cut|hold:<sid> -> time at which a keeper must look at it
@@ -42,6 +43,7 @@ func partitionKeys(prefix string, p int) partition {
 }
 
 func (p partition) inst() string              { return string(p) + "inst" }
+func (p partition) born() string              { return string(p) + "born" }
 func (p partition) wal() string               { return string(p) + "wal" }
 func (p partition) due() string               { return string(p) + "due" }
 func (p partition) doc() string               { return string(p) + "doc" }

@@ -41,12 +41,16 @@ func (s *Store) rebuild(ctx context.Context, doc sessionstore.SessionDoc, events
 		endedTTL.Milliseconds(), doc.Session.Epoch)
 	owed := newOwed(doc.Session)
 	records := make([]any, 0, 5*len(events))
+	var answered []string
 	for _, e := range events {
 		ev, err := openStored(f.key, sid, e)
 		if err != nil {
 			return err
 		}
 		owed.see(ev)
+		if ev.Type == sessionstore.TypeAIResponse {
+			answered = append(answered, questions(ev.Metadata[sessionstore.MetaAnswers])...)
+		}
 		records = append(records, e.Seq, e.Epoch, sessionstore.MessageKey(ev.Sender, ev.MessageID), e.H, e.C)
 	}
 	doc.Session = owed.state
@@ -57,7 +61,8 @@ func (s *Store) rebuild(ctx context.Context, doc sessionstore.SessionDoc, events
 	for _, q := range owed.order {
 		args = append(args, q.MessageID, q.Seq)
 	}
-	args = append(args, s.o.AskDelay.Milliseconds(), s.o.HoldLease.Milliseconds(), s.o.HelpWait.Milliseconds())
+	args = append(args, s.o.AskDelay.Milliseconds(), s.o.HoldLease.Milliseconds(), s.o.HelpWait.Milliseconds(),
+		strings.Join(answered, " "))
 	r, err := s.run(ctx, s.sc.rebuild, p.eventKeys(sid, doc.Session.UserID), args...)
 	if err != nil {
 		return err

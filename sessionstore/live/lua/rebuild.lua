@@ -6,6 +6,7 @@
 --       then the number of events, and seq, epoch, field in ids, h, c of each, ascending
 --       then the number of questions owed an answer, and id, seq of each
 --       then milliseconds until a keeper looks after them, lease of a hold, and how long help keeps the session
+--       then the questions that its answers name, space-separated
 -- Returns  OK | THERE | ACTIVE sid (the user has another one)
 local stored = tonumber(ARGV[7])
 local active = ARGV[9] == '1'
@@ -67,7 +68,10 @@ if active then
     if added[owed[i][2]] and S.ow ~= 'human' then owe(S, owed[i][1], owed[i][2], now + delay) end
   end
 end
-if there then return { 'THERE' } end
+if there then
+  if S.st == 'active' and grown then answered(S, shift()) end
+  return { 'THERE' }
+end
 if not active then
   roll(S, seen)
   for i = 5, 11 do call('PEXPIRE', KEYS[i], ARGV[10]) end

@@ -1,0 +1,218 @@
+package chat
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/real-rm/chatbox/sessionstore"
+)
+
+// past is Redis and MongoDB for a Reviver.
+type past struct {
+	StoredHistory
+
+	doc    sessionstore.SessionDoc
+	found  bool
+	away   bool
+	events []sessionstore.Stored
+	wait   time.Duration // for each reading of a document
+
+	reads, most, now atomic.Int64
+	read             atomic.Int64 // events
+
+	mu         sync.Mutex
+	live       *sessionstore.Session
+	rebuilt    []sessionstore.SessionDoc
+	rebuildErr error
+	ended      []string
+	published  []sessionstore.Event
+}
+
+func (p *past) Session(context.Context, string) (sessionstore.SessionDoc, bool, error) {
+	p.reads.Add(1)
+	for n := p.now.Add(1); n > p.most.Load(); {
+		p.most.Store(n)
+	}
+	defer p.now.Add(-1)
+	time.Sleep(p.wait)
+	if p.away {
+		return sessionstore.SessionDoc{}, false, sessionstore.ErrArchive
+	}
+	return p.doc, p.found, nil
+}
+
+func (p *past) Messages(context.Context, string, int64, int) ([]sessionstore.Stored, error) {
+	p.read.Add(1)
+	return p.events, nil
+}
+
+// redis is past as the live store.
+type redis struct{ *past }
+
+func (p redis) Session(context.Context, string) (sessionstore.Session, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.live == nil {
+		return sessionstore.Session{}, sessionstore.ErrNotFound
+	}
+	return *p.live, nil
+}
+
+func (p redis) Rebuild(_ context.Context, doc sessionstore.SessionDoc, _ []sessionstore.Stored) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rebuilt = append(p.rebuilt, doc)
+	return p.rebuildErr
+}
+
+func (p redis) End(_ context.Context, id, reason, _ string) error {
+	p.ended = append(p.ended, id+" "+reason)
+	return nil
+}
+
+func (p redis) Publish(_ context.Context, ev sessionstore.Event) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.published = append(p.published, ev)
+	return nil
+}
+
+func stored(seq int64, typ string, at time.Time) sessionstore.Stored {
+	h := sessionstore.Header{Type: typ, SessionID: sid, MessageID: id1, Sender: sessionstore.SenderUser, Timestamp: at, Tokens: 5, ResponseTime: 40}
+	return sessionstore.Stored{SessionID: sid, Seq: seq, H: h.Fragment()}
+}
+
+func newPast(t *testing.T, last time.Duration) (*past, *Reviver) {
+	t.Helper()
+	now := time.Now()
+	p := &past{found: true, doc: sessionstore.SessionDoc{Session: sessionstore.Session{
+		ID: sid, UserID: "ann", Active: true, Position: sessionstore.Position{Epoch: "1-x", Seq: 3}, LastActivity: now.Add(-last), Messages: 2,
+	}}}
+	r, err := NewReviver(ReviveOptions{Live: redis{p}, Archive: p, Window: 15 * time.Minute, InFlight: 4})
+	require.NoError(t, err)
+	return p, r
+}
+
+// Promise 6: a session that Redis has lost is made anew from MongoDB, and everybody on it is told to read it again.
+func TestRevive_makesTheSessionAnew(t *testing.T) {
+	p, r := newPast(t, time.Hour)
+	require.NoError(t, r.Revive(t.Context(), sid, "ann"), "who is on it keeps it, however long nobody said anything")
+	require.Len(t, p.rebuilt, 1)
+	require.Len(t, p.published, 1)
+	assert.Equal(t, sessionstore.TypeResync, p.published[0].Type)
+}
+
+// A document is up to a minute old: what was said since is taken into account.
+func TestRevive_countsWhatTheDocumentDoesNotKnowYet(t *testing.T) {
+	p, r := newPast(t, time.Minute)
+	now := time.Now().UTC().Truncate(time.Millisecond)
+	p.events = []sessionstore.Stored{
+		stored(3, sessionstore.TypeUserMessage, now), stored(4, sessionstore.TypeUserMessage, now), stored(5, sessionstore.TypeAIResponse, now),
+		stored(6, sessionstore.TypeModelSelect, now),
+	}
+	require.NoError(t, r.Revive(t.Context(), sid, ""))
+	s := p.rebuilt[0].Session
+	assert.EqualValues(t, 6, s.Seq)
+	assert.EqualValues(t, 4, s.Messages)
+	assert.EqualValues(t, 5, s.Tokens)
+	assert.EqualValues(t, 40, s.ResponseMax)
+	assert.EqualValues(t, 1, s.ResponseCount)
+	assert.True(t, s.LastActivity.Equal(now))
+
+	p.events = append(p.events, stored(7, sessionstore.TypeEnded, now))
+	require.ErrorIs(t, r.Revive(t.Context(), sid, ""), sessionstore.ErrEnded, "its end is among what the document does not know")
+	assert.Len(t, p.rebuilt, 1)
+}
+
+// Promises 6, 18: a client that names a session gets it back within the window; beyond it the session is ended.
+func TestReopen_respectsTheWindow(t *testing.T) {
+	p, r := newPast(t, 14*time.Minute)
+	require.NoError(t, r.Reopen(t.Context(), sid, "ann"))
+	assert.Empty(t, p.ended)
+
+	p, r = newPast(t, 16*time.Minute)
+	require.ErrorIs(t, r.Reopen(t.Context(), sid, "ann"), sessionstore.ErrEnded)
+	assert.Equal(t, []string{sid + " expired"}, p.ended)
+
+	p, r = newPast(t, 0)
+	p.doc.Final = true
+	require.ErrorIs(t, r.Reopen(t.Context(), sid, "ann"), sessionstore.ErrEnded)
+	assert.Empty(t, p.rebuilt)
+	assert.Zero(t, p.read.Load(), "what ended yesterday costs one reading by id")
+}
+
+// One that Redis has is left alone, whatever MongoDB says.
+func TestReopen_leavesAloneWhatRedisHas(t *testing.T) {
+	p, r := newPast(t, 0)
+	p.live = &sessionstore.Session{ID: sid, UserID: "ann", Active: true}
+	require.NoError(t, r.Reopen(t.Context(), sid, "ann"))
+	p.live.Active = false
+	require.ErrorIs(t, r.Reopen(t.Context(), sid, "ann"), sessionstore.ErrEnded)
+	require.ErrorIs(t, r.Reopen(t.Context(), sid, "bob"), sessionstore.ErrNotFound)
+	assert.Zero(t, p.reads.Load())
+	assert.Empty(t, p.rebuilt)
+}
+
+// Promise 3: a foreign session is not there.
+func TestRevive_doesNotFindForeignSessions(t *testing.T) {
+	p, r := newPast(t, 0)
+	for name, f := range map[string]func(context.Context, string, string) error{"revive": r.Revive, "reopen": r.Reopen, "load": r.Load} {
+		require.ErrorIs(t, f(t.Context(), sid, "bob"), sessionstore.ErrNotFound, name)
+	}
+	p.found = false
+	require.ErrorIs(t, r.Revive(t.Context(), sid, "ann"), sessionstore.ErrNotFound)
+	assert.Empty(t, p.rebuilt)
+}
+
+// An ended session is loaded as it is, for those who want to reopen it.
+func TestLoad_bringsBackWhatHasEnded(t *testing.T) {
+	p, r := newPast(t, 0)
+	p.doc.Final = true
+	require.NoError(t, r.Load(t.Context(), sid, "ann"))
+	require.Len(t, p.rebuilt, 1)
+	assert.True(t, p.rebuilt[0].Final)
+	assert.Empty(t, p.published)
+}
+
+// What cannot be known is an error, and errors of Redis come through as they are.
+func TestRevive_saysWhatItCannotKnow(t *testing.T) {
+	p, r := newPast(t, 0)
+	p.away = true
+	require.ErrorIs(t, r.Revive(t.Context(), sid, "ann"), sessionstore.ErrArchive)
+	p.away, p.rebuildErr = false, &sessionstore.ActiveError{SessionID: "p01-other"}
+	require.ErrorIs(t, r.Revive(t.Context(), sid, "ann"), sessionstore.ErrActive)
+}
+
+// A crowd comes back at once: callers of one session share one reading, and of many sessions a few are read at a time.
+// A caller that goes away does not take the others' reading along.
+func TestRevive_boundsWhatACrowdCosts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, r := newPast(t, 0)
+		p.wait = time.Second
+		var wg sync.WaitGroup
+		gone, leave := context.WithCancel(t.Context())
+		wg.Go(func() { assert.ErrorIs(t, r.Revive(gone, sid, "ann"), sessionstore.ErrArchive) })
+		for range 99 {
+			wg.Go(func() { assert.NoError(t, r.Revive(t.Context(), sid, "ann")) })
+		}
+		synctest.Wait()
+		leave()
+		wg.Wait()
+		assert.EqualValues(t, 1, p.reads.Load())
+
+		p.wait = 100 * time.Millisecond
+		for n := range 40 {
+			wg.Go(func() { assert.NoError(t, r.Revive(t.Context(), sid+string(rune('a'+n)), "ann")) })
+		}
+		wg.Wait()
+		assert.EqualValues(t, 41, p.reads.Load())
+		assert.EqualValues(t, 4, p.most.Load())
+	})
+}
