@@ -332,10 +332,15 @@ func (c *cluster) request(method, addr, path, token string, into any) int {
 // transcript reads a session out of MongoDB alone, as somebody would who has the keyset.
 func (c *cluster) transcript(sessionID string) []sessionstore.Event {
 	c.t.Helper()
+	events, err := c.readTranscript(sessionID)
+	require.NoError(c.t, err)
+	return events
+}
+
+func (c *cluster) readTranscript(sessionID string) ([]sessionstore.Event, error) {
 	h := &chat.History{Live: nothing{}, Stored: c.archive, Keys: c.keyring}
 	page, err := h.Page(c.t.Context(), sessionID, 0, 10000)
-	require.NoError(c.t, err)
-	return page.Events
+	return page.Events, err
 }
 
 type nothing struct{}
@@ -352,10 +357,11 @@ func (nothing) Before(context.Context, string, int64, int) ([]sessionstore.Event
 func (c *cluster) flushed(sessionID string, seq int64) []sessionstore.Event {
 	c.t.Helper()
 	var events []sessionstore.Event
+	var err error
 	require.Eventually(c.t, func() bool {
-		events = c.transcript(sessionID)
-		return len(events) > 0 && events[len(events)-1].Seq >= seq
-	}, 20*time.Second, 100*time.Millisecond, "session %s never reached seq %d in MongoDB", sessionID, seq)
+		events, err = c.readTranscript(sessionID) // MongoDB may just have come back
+		return err == nil && len(events) > 0 && events[len(events)-1].Seq >= seq
+	}, 20*time.Second, 100*time.Millisecond, "session %s never reached seq %d in MongoDB (%v)", sessionID, seq, err)
 	return events
 }
 
