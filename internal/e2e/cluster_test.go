@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/real-rm/chatbox/internal/llmfake"
@@ -358,10 +359,11 @@ func (c *cluster) flushed(sessionID string, seq int64) []sessionstore.Event {
 	c.t.Helper()
 	var events []sessionstore.Event
 	var err error
-	require.Eventually(c.t, func() bool {
+	ok := assert.Eventually(c.t, func() bool {
 		events, err = c.readTranscript(sessionID) // MongoDB may just have come back
 		return err == nil && len(events) > 0 && events[len(events)-1].Seq >= seq
-	}, 20*time.Second, 100*time.Millisecond, "session %s never reached seq %d in MongoDB (%v)", sessionID, seq, err)
+	}, 20*time.Second, 100*time.Millisecond, "session %s never reached seq %d in MongoDB", sessionID, seq)
+	require.True(c.t, ok, "last error: %v", err)
 	return events
 }
 
