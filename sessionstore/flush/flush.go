@@ -9,7 +9,8 @@
 //     off or loses a reply in between leaves the entries in the WAL, and they are written again.
 //   - Doubling: writing again changes nothing, because the archive knows messages by their idempotency key.
 //   - Failure: while MongoDB is away the WAL grows and the flusher tries again after 0.1 to 30 s; an entry that
-//     MongoDB refuses by itself five times goes to the dead-letter stream, so that one cannot stop a partition.
+//     MongoDB refuses by itself five times, Options.Every apart, goes to the dead-letter stream, so that one cannot
+//     stop a partition.
 //   - Lifetime: Run works until its ctx ends and leaves nothing behind; Flush does the final round of a shutdown.
 //
 // All methods may be called concurrently. Bodies pass through sealed; this package has no keys and logs no contents.
@@ -144,7 +145,7 @@ func (f *Flusher) Run(ctx context.Context) error {
 		more, err := f.round(ctx)
 		switch {
 		case err != nil:
-			timer.Reset(backOff(tries))
+			timer.Reset(f.pause(err, tries))
 			tries++
 		case more:
 			tries = 0
@@ -171,6 +172,15 @@ func (f *Flusher) Flush(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// pause is the wait after an error. What is about one entry is tried again at the usual pace: everybody else's messages
+// wait for it as well.
+func (f *Flusher) pause(err error, tries int) time.Duration {
+	if errors.Is(err, errRefused) && !errors.Is(err, sessionstore.ErrArchive) && tries < 2*maxFails {
+		return f.every
+	}
+	return backOff(tries)
 }
 
 // backOff is the wait before the next try: 0.1 s doubled up to 30 s, half of it random, so that replicas that lost
