@@ -51,6 +51,7 @@ type allowance struct {
 	next   int64     // size of the next reservation
 	until  time.Time // end of the minute; what is left then is void
 	denied bool      // nothing is to be had until then
+	alone  bool      // the minute is this replica's own: Redis could not be asked
 }
 
 // NewQuota makes a quota. It does no I/O.
@@ -77,14 +78,10 @@ func (q *Quota) Take(ctx context.Context, userID string) (wait time.Duration, ok
 		return wait, ok
 	}
 	got, err := q.reserve(ctx, userID, size)
-	now := time.Now()
-	if err != nil {
-		if ctx.Err() == nil {
-			q.log.Warn("rate is counted by this replica alone", "component", "quota", "error", err.Error())
-		}
-		got = limiter.Context{Remaining: 0, Reset: now.Add(quotaPeriod).Unix()}
-		size = q.rate.Limit
+	if err != nil && ctx.Err() == nil {
+		q.log.Warn("rate is counted by this replica alone", "component", "quota", "error", err.Error())
 	}
+	now := time.Now()
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	u := q.users[userID]
@@ -92,18 +89,26 @@ func (q *Quota) Take(ctx context.Context, userID string) (wait time.Duration, ok
 		u = &allowance{next: 1}
 		q.users[userID] = u
 	}
-	u.until = time.Unix(got.Reset, 0).Add(time.Second) // Reset is cut to seconds
-	if got.Reached {
-		u.denied = u.left == 0
-		if u.denied {
-			return max(u.until.Sub(now), 0), false
-		}
+	switch {
+	case err == nil:
+		u.until, u.alone = time.Unix(got.Reset, 0).Add(time.Second), false // Reset is cut to seconds
+	case !u.alone: // a minute of this replica's own
+		u.until, u.alone = now.Add(quotaPeriod), true
+		got, size = limiter.Context{}, q.rate.Limit
+	default:
+		got.Reached = true
+	}
+	if !got.Reached {
+		u.left += size - 1
+		u.next = min(max(1, 2*size), mostReserved, max(1, got.Remaining/reservedShare))
+		return 0, true
+	}
+	if u.left > 0 { // given back, or reserved by another call, meanwhile
 		u.left--
 		return 0, true
 	}
-	u.left += size - 1
-	u.next = min(max(1, 2*size), mostReserved, max(1, got.Remaining/reservedShare))
-	return 0, true
+	u.denied = true
+	return max(u.until.Sub(now), 0), false
 }
 
 // take answers from what is reserved. If nothing is, it returns how much to reserve.
