@@ -106,7 +106,7 @@ func logError(ctx context.Context, log *slog.Logger, o outcome, err error, attrs
 func errorType(err error) string {
 	for {
 		next := errors.Unwrap(err)
-		if many, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // it looks at each layer itself
+		if many, ok := err.(interface{ Unwrap() []error }); ok {
 			if errs := many.Unwrap(); len(errs) > 0 {
 				next = errs[len(errs)-1]
 			}
@@ -130,7 +130,7 @@ type problem struct {
 // writeError answers an HTTP request with a problem.
 func (s *Server) writeError(c echo.Context, err error) error {
 	if errors.Is(err, context.Canceled) && c.Request().Context().Err() != nil {
-		return nil // the client has gone; there is nobody to tell, and nothing of ours has failed
+		return nil //nolint:nilerr // the client has gone; there is nobody to tell, and nothing of ours has failed
 	}
 	var he *echo.HTTPError
 	if errors.As(err, &he) {

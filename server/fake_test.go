@@ -152,8 +152,9 @@ func sealed(t *testing.T, ring *seal.Keyring, s sessionstore.Session, events ...
 	doc.Session.Name = ""
 	stored := make([]sessionstore.Stored, len(events))
 	for i, ev := range events {
-		stored[i] = sessionstore.Stored{
-			SessionID: s.ID, Seq: ev.Seq, H: ev.Header.Fragment(), C: key.Seal(ev.Body.Fragment(), seal.MessageAD(s.ID, ev.MessageID)),
+		stored[i] = sessionstore.Stored{SessionID: s.ID, Seq: ev.Seq, H: ev.Header.Fragment()}
+		if body := ev.Body.Fragment(); len(body) > 0 {
+			stored[i].C = key.Seal(body, seal.MessageAD(s.ID, ev.MessageID))
 		}
 	}
 	return doc, stored
