@@ -24,9 +24,7 @@ func (t *topic) tend() {
 		switch {
 		case !t.subscribed && len(t.members) > 0:
 			t.mu.Unlock()
-			if !t.subscribe() {
-				return
-			}
+			t.subscribe()
 		case t.subscribed && len(t.members) == 0:
 			t.subscribed, t.known, t.wanted = false, false, false
 			t.mu.Unlock()
@@ -49,8 +47,8 @@ func (t *topic) tend() {
 	}
 }
 
-// subscribe tries until it succeeds or nobody wants it. It reports false at the end of the hub.
-func (t *topic) subscribe() bool {
+// subscribe tries until it succeeds, nobody wants it, or the hub ends, which it does without members.
+func (t *topic) subscribe() {
 	h := t.hub
 	for attempt := 1; ; attempt++ {
 		ctx, cancel := context.WithTimeout(&h.life, h.opts.ReadWait)
@@ -64,16 +62,16 @@ func (t *topic) subscribe() bool {
 				t.ready = nil
 			}
 			t.mu.Unlock()
-			return true
+			return
 		}
 		wanted := len(t.members) > 0
 		t.mu.Unlock()
 		if !wanted {
-			return true
+			return
 		}
 		h.log.Debug("topic not subscribed", "session_id", t.name, "attempt", attempt, "error", err)
 		if !pause(&h.life, attempt) {
-			return false
+			return
 		}
 	}
 }
@@ -113,9 +111,7 @@ func (t *topic) fill() {
 		if err != nil {
 			failures++
 			h.log.Debug("topic not read", "session_id", t.name, "attempt", failures, "error", err)
-			if !pause(&h.life, failures) {
-				return
-			}
+			pause(&h.life, failures) // at the end of the hub nobody is live any more
 			continue
 		}
 		failures = 0

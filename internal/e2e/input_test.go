@@ -79,9 +79,7 @@ func dialAs(t *testing.T, addr, token, via, origin string) (int, *websocket.Conn
 		o.HTTPHeader.Set("Origin", origin)
 	}
 	conn, res, err := websocket.Dial(ctx, url, o)
-	if res == nil {
-		require.NoError(t, err)
-	}
+	require.NotNil(t, res, "no answer at all: %v", err)
 	return res.StatusCode, conn
 }
 
