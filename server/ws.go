@@ -70,7 +70,8 @@ func (s *Server) socket(c echo.Context) error {
 
 // isUpgrade says whether a request asks for a WebSocket at all, so that nothing is opened for one that does not.
 func isUpgrade(r *http.Request) bool {
-	return strings.EqualFold(r.Header.Get("Upgrade"), "websocket") && strings.Contains(strings.ToLower(r.Header.Get("Connection")), "upgrade")
+	connection := strings.Join(r.Header.Values("Connection"), ",") // proxies may send it in several lines
+	return strings.EqualFold(r.Header.Get("Upgrade"), "websocket") && strings.Contains(strings.ToLower(connection), "upgrade")
 }
 
 // identify reads and checks the token of a request.
@@ -126,10 +127,10 @@ func (s *Server) greet(client *hub.Client, id auth.Identity, o sessionstore.Open
 	if o.Recovered {
 		pos = hub.Position(at)
 	}
-	client.Start()
 	if err := client.Join(sess.ID, pos, protocol.StatusFrame(sess.ID, protocol.StatusLive)); err != nil {
 		client.Close(hub.CodeResync, "join refused")
 	}
+	client.Start() // after Join: a message that is there already must find the membership, or it gets no ack
 }
 
 // peer is one connection's identity and limits. The hub calls Frame one at a time.
