@@ -175,6 +175,7 @@ func inBubble(t *testing.T, f func(t *testing.T, r *replica), set ...func(*Deps)
 		stop := r.run(t)
 		f(t, r)
 		stop()
+		synctest.Wait() // requests that were under way
 		require.Zero(t, r.hub.Len(), "sockets left")
 		require.Zero(t, r.hub.Topics(), "topics left")
 		require.Zero(t, r.sockets.Load(), "places of sockets left")

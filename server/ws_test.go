@@ -297,6 +297,7 @@ func TestOpen_limitIsExact(t *testing.T) {
 			})
 		}
 		wg.Wait()
+		synctest.Wait()
 		assert.Len(t, in, room)
 		assert.Equal(t, clients-room, refusals)
 		assert.Equal(t, room, r.hub.Len())
