@@ -148,7 +148,8 @@ type peer struct {
 	// Owned by Frame.
 	tokens   float64
 	refilled time.Time
-	typedAt  time.Time
+	typedAt  time.Time // when a beginning of typing was last passed on
+	typing   bool      // its end has not been
 
 	gone sync.Once
 }
@@ -185,14 +186,25 @@ func (p *peer) handle(ctx context.Context, c *hub.Client, f protocol.Frame) erro
 	case protocol.TypeAuth:
 		return p.renew(c, f)
 	case sessionstore.TypeTyping:
-		if now := time.Now(); now.Sub(p.typedAt) >= typingEvery || !f.Active {
-			p.typedAt = now
-			return p.server.deps.Chat.Frame(ctx, c, p.sessionID, f)
+		if !p.passTyping(f.Active, time.Now()) {
+			return nil
 		}
-		return nil
+		return p.server.deps.Chat.Frame(ctx, c, p.sessionID, f)
 	default:
 		return p.server.deps.Chat.Frame(ctx, c, p.sessionID, f)
 	}
+}
+
+// passTyping lets a beginning through at most once in typingEvery, and an end only after a beginning, so that
+// neither can be used to flood the others.
+func (p *peer) passTyping(active bool, now time.Time) bool {
+	if active && now.Sub(p.typedAt) < typingEvery || !active && !p.typing {
+		return false
+	}
+	if p.typing = active; active {
+		p.typedAt = now
+	}
+	return true
 }
 
 // ping answers with how far the session is. A client that is behind has missed the end of the stream, which no
