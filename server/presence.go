@@ -61,23 +61,27 @@ func (s *Server) touchAll(ctx context.Context) {
 }
 
 // reopen puts a living socket back into its session, or sends it away if the session is not the user's active
-// one any more.
+// one any more. A socket that is closing is let go: for it a new session would be made that nobody asked for.
 func (s *Server) reopen(ctx context.Context, c *hub.Client) {
-	if c == nil || c.Context().Err() != nil {
+	if c == nil || c.Code() != 0 {
 		return
 	}
 	p := c.Handler().(*peer)
 	opened, err := s.deps.Live.Open(ctx, sessionstore.OpenRequest{
 		UserID: p.userID, UserName: p.userName, ConnID: p.connID, Want: p.sessionID, ModelID: s.deps.Default,
 	})
-	switch {
-	case err != nil:
+	if err != nil {
 		s.log.Warn("presence not restored", "component", "ws", "session_id", p.sessionID, "conn_id", p.connID, "error", err.Error())
-	case opened.Session.ID != p.sessionID:
-		// The lease was taken in another session: give it back there, the client comes again.
+		return
+	}
+	// The lease was taken in another session, or after Closed had given it back: it goes back again.
+	elsewhere := opened.Session.ID != p.sessionID
+	if elsewhere || c.Context().Err() != nil {
 		if err := s.deps.Live.Gone(ctx, live.Conn{SessionID: opened.Session.ID, ConnID: p.connID}); err != nil {
 			s.log.Warn("presence not removed", "component", "ws", "session_id", opened.Session.ID, "error", err.Error())
 		}
+	}
+	if elsewhere {
 		c.Close(hub.CodeResync, "session has ended")
 	}
 }
