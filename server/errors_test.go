@@ -128,7 +128,8 @@ func TestProblem_ofEveryKindOfError(t *testing.T) {
 func TestErrorFrame_ofEveryKindOfError(t *testing.T) {
 	for name, m := range meanings {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T, r *replica) {
+			inBubble(t, func(r *replica) {
+				t := r.t
 				s := r.dial(t, "ann")
 				s.take()
 				r.live.set(func() {

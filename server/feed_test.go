@@ -143,7 +143,8 @@ func TestEnded_closesTheSocketsOfItsSession(t *testing.T) {
 		code hub.Code
 	}{"for good": {"", hub.CodeEnded}, "and goes on elsewhere": {"p01-next", hub.CodeResync}} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T, r *replica) {
+			inBubble(t, func(r *replica) {
+				t := r.t
 				one, two, stranger := r.dialQuiet(t, "ann"), r.dialQuiet(t, "ann"), r.dialQuiet(t, "bob")
 				require.NoError(t, r.live.End(t.Context(), "p01-ann-1", "explicit", c.next))
 				for _, s := range []*socket{one, two} {
@@ -163,7 +164,8 @@ func TestEnded_closesTheSocketsOfItsSession(t *testing.T) {
 
 // A socket that is still catching up learns the reason all the same.
 func TestEnded_tellsSocketsThatAreCatchingUp(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		r.live.set(func() {
 			r.live.ReadFn = func(ctx context.Context, _ string, _ sessionstore.Position) (sessionstore.Page, error) {
 				<-ctx.Done()
@@ -180,7 +182,8 @@ func TestEnded_tellsSocketsThatAreCatchingUp(t *testing.T) {
 
 // POST /end over HTTP reaches the user's other devices at once.
 func TestEnd_closesTheSocketsOfTheSession(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		s := r.dialQuiet(t, "ann")
 		require.Equal(t, 200, r.do(t, "ann", "POST", "/chat/sessions/p01-ann-1/end").Code)
 		assert.Equal(t, "session_ended 2", s.names())
@@ -194,7 +197,8 @@ func TestEnd_closesTheSocketsOfTheSession(t *testing.T) {
 
 // The bus had a hole: what is missing is read, and the running answer is shown again.
 func TestResync_readsWhatIsMissing(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		s := r.dialQuiet(t, "ann")
 		r.live.set(func() {
 			b := r.live.sessions["p01-ann-1"]
@@ -212,7 +216,8 @@ func TestResync_readsWhatIsMissing(t *testing.T) {
 
 // A session that cannot be subscribed to yet is tried again; until then the client is not told that it is live.
 func TestSubscribe_isTriedAgain(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		r.live.set(func() {
 			r.live.SubscribeFn = func(context.Context, string) error { return errors.New("not yet") }
 		})

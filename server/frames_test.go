@@ -43,7 +43,8 @@ func TestFrame_thatDoesNotConform(t *testing.T) {
 		"twice the same key": {`{"type":"ping","type":"ping"}`, "BAD_FRAME"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T, r *replica) {
+			inBubble(t, func(r *replica) {
+				t := r.t
 				s := r.dialQuiet(t, "ann")
 				s.send("%s", c.frame)
 				f := s.one()
@@ -75,7 +76,8 @@ func TestFrame_thatEndsTheConnection(t *testing.T) {
 		"binary":    {websocket.MessageBinary, []byte(`{"type":"ping"}`), "BAD_FRAME", hub.CodeInvalid},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T, r *replica) {
+			inBubble(t, func(r *replica) {
+				t := r.t
 				s := r.dialQuiet(t, "ann")
 				_ = s.conn.Write(t.Context(), c.typ, c.data) // the server may have closed before all of it is out
 				f := s.one()
@@ -90,7 +92,8 @@ func TestFrame_thatEndsTheConnection(t *testing.T) {
 
 // What the policy does not allow is refused, also where the type is known.
 func TestFrame_thatThePolicyDoesNotAllow(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		s := r.dialQuiet(t, "ann")
 		s.say("hello")
 		assert.Equal(t, "error FORBIDDEN", s.names())
@@ -105,7 +108,8 @@ func TestFrame_thatThePolicyDoesNotAllow(t *testing.T) {
 
 // Promise 3: nothing that a client sends makes it somebody else.
 func TestFrame_cannotChangeWhoOneIs(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		other := r.live.begin("bob", "p01-bob")
 		s := r.dialQuiet(t, "ann")
 		s.send(`{"type":"user_message","message_id":%q,"content":"x","session_id":"p01-bob","sender":"admin","seq":99,"user_id":"bob"}`, uuid.NewString())
@@ -119,7 +123,8 @@ func TestFrame_cannotChangeWhoOneIs(t *testing.T) {
 
 // Beyond B12: every socket of the session gets the event, the sender its ack in the event's place, nobody else anything.
 func TestMessage_reachesAllSocketsOfItsSession(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		one, two, stranger := r.dialQuiet(t, "ann"), r.dialQuiet(t, "ann"), r.dialQuiet(t, "bob")
 		id := one.say("hello")
 		assert.Equal(t, "ack 2", one.names())
@@ -151,7 +156,8 @@ func TestMessage_reachesAllSocketsOfItsSession(t *testing.T) {
 
 // Promise 12: many frames at once are handled in the order in which they were sent.
 func TestMessage_manyAtOnceKeepTheirOrder(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		s := r.dialQuiet(t, "ann")
 		var sent []string
 		for i := range 100 {
@@ -173,7 +179,8 @@ func TestMessage_manyAtOnceKeepTheirOrder(t *testing.T) {
 // Promise 43: a socket has SocketBurst frames at once, and SocketRate a second after that; what is beyond is refused
 // and can be sent again.
 func TestBucket_refusesWhatIsTooFast(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		s := r.dialQuiet(t, "ann")
 		for range 5 {
 			s.send(`{"type":"ping"}`)
@@ -208,7 +215,8 @@ func TestBucket_refusesWhatIsTooFast(t *testing.T) {
 // Typing is passed on at most once in 2 s. Its end is passed on at once, but only once: the other side must not wait
 // for an answer that nobody writes, and cannot be flooded with ends either.
 func TestTyping_isPassedOnRarely(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		s, other := r.dialQuiet(t, "ann"), r.dialQuiet(t, "ann")
 		typing := func(active bool) string {
 			s.send(`{"type":"typing_indicator","active":%t}`, active)
@@ -236,7 +244,8 @@ func TestTyping_isPassedOnRarely(t *testing.T) {
 
 // Promise 5: every ping gets its pong, which says how far the session is and how much of it MongoDB has.
 func TestPing_isAnsweredWithTheStateOfTheSession(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		s := r.dialQuiet(t, "ann")
 		s.say("hello")
 		s.take()
@@ -251,7 +260,8 @@ func TestPing_isAnsweredWithTheStateOfTheSession(t *testing.T) {
 
 // The end of the stream that the bus has lost shows in no later event: the ping finds it.
 func TestPing_findsWhatTheBusHasLost(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		s, other := r.dialQuiet(t, "ann"), r.dialQuiet(t, "ann")
 		r.live.set(func() { r.live.mute = true })
 		s.say("lost on the bus")
@@ -274,7 +284,8 @@ func TestPing_findsWhatTheBusHasLost(t *testing.T) {
 
 // A session that Redis does not know any more is being restored: the client is told, and comes again.
 func TestPing_ofASessionThatIsNotThere(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		s := r.dialQuiet(t, "ann")
 		r.live.set(func() { delete(r.live.sessions, "p01-ann-1") })
 		s.send(`{"type":"ping"}`)
@@ -285,7 +296,8 @@ func TestPing_ofASessionThatIsNotThere(t *testing.T) {
 
 // A store that is silent costs a frame frameTimeout, not the socket.
 func TestFrame_thatTheStoreDoesNotAnswer(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		s := r.dialQuiet(t, "ann")
 		r.live.set(func() {
 			r.live.SessionFn = func(ctx context.Context, _ string) (sessionstore.Session, error) {
@@ -306,7 +318,8 @@ func TestFrame_thatTheStoreDoesNotAnswer(t *testing.T) {
 
 // A client that leaves in the middle of a frame is no failure: nothing is logged as one.
 func TestFrame_ofAClientThatHasGone(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		s := r.dialQuiet(t, "ann")
 		begun := make(chan struct{})
 		r.live.set(func() {
@@ -345,7 +358,8 @@ func TestFrame_thatPanics(t *testing.T) {
 
 // Promise 5: 90 s without a frame from the client, and the server closes.
 func TestIdle_isClosedAfterNinetySeconds(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		s := r.dialQuiet(t, "ann")
 		pass(80 * time.Second)
 		s.send(`{"type":"ping"}`)
@@ -358,7 +372,8 @@ func TestIdle_isClosedAfterNinetySeconds(t *testing.T) {
 
 // A message that comes with the handshake gets its ack like any other.
 func TestMessage_rightAfterTheHandshake(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		for range 50 {
 			s, _, err := r.ask(t, r.token(t, "ann"), nil)
 			require.NoError(t, err)

@@ -70,7 +70,8 @@ func TestReadyz_isUnavailableUntilRedisHasAnswered(t *testing.T) {
 // happens is logged once each way.
 func TestReadyz_bearsAShortAbsenceOfRedis(t *testing.T) {
 	var off atomic.Bool
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		s := r.dial(t, "ann")
 		off.Store(true)
 		pass(15 * time.Second)
@@ -100,7 +101,8 @@ func TestReadyz_bearsAShortAbsenceOfRedis(t *testing.T) {
 // MongoDB's absence never makes a replica unready: the chat goes on without it.
 func TestReadyz_isDegradedWithoutMongoDB(t *testing.T) {
 	var off atomic.Bool
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		off.Store(true)
 		pass(probeEvery)
 		code, got := r.ready(t)
@@ -116,7 +118,8 @@ func TestReadyz_isDegradedWithoutMongoDB(t *testing.T) {
 
 // A Redis that does not answer at all takes nothing from the time that MongoDB has: it is not said to be away too.
 func TestProbe_tellsASilentRedisFromAnAbsentMongoDB(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		r.live.set(func() {
 			r.live.PingFn = func(ctx context.Context) error {
 				<-ctx.Done()

@@ -66,7 +66,10 @@ func (s *Server) reopen(ctx context.Context, c *hub.Client) {
 	if c == nil || c.Code() != 0 {
 		return
 	}
-	p := c.Handler().(*peer)
+	p, ok := c.Handler().(*peer)
+	if !ok {
+		return
+	}
 	opened, err := s.deps.Live.Open(ctx, sessionstore.OpenRequest{
 		UserID: p.userID, UserName: p.userName, ConnID: p.connID, Want: p.sessionID, ModelID: s.deps.Default,
 	})

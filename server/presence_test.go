@@ -35,7 +35,8 @@ func (s *socket) keepAlive(d time.Duration) {
 
 // Beyond B9: leases of all sockets are renewed in time, and of no others.
 func TestTouch_renewsTheLeasesOfAllSockets(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		pass(restAfter)
 		assert.Empty(t, r.live.touched, "nothing to renew, nothing asked")
 		one, two := r.dialQuiet(t, "ann"), r.dialQuiet(t, "bob")
@@ -52,7 +53,8 @@ func TestTouch_renewsTheLeasesOfAllSockets(t *testing.T) {
 
 // More sockets than one call may carry are renewed in several.
 func TestTouch_goesInBatches(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		all := make([]*socket, touchBatch+1)
 		for i := range all {
 			all[i] = r.dial(t, "ann")
@@ -73,7 +75,8 @@ func TestTouch_goesInBatches(t *testing.T) {
 
 // A lease that Redis has forgotten is taken anew while the socket lives: its session must not be counted as left.
 func TestTouch_takesAForgottenLeaseAnew(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		s, other := r.dialQuiet(t, "ann"), r.dialQuiet(t, "bob")
 		conn := live.Conn{SessionID: "p01-ann-1", ConnID: "r1.1"}
 		r.live.set(func() { delete(r.live.present, conn) })
@@ -93,7 +96,8 @@ func TestTouch_takesAForgottenLeaseAnew(t *testing.T) {
 // A session that has ended, without the bus having said so, has no sockets any more: they come again, and nothing of
 // them stays in the session that they were about to be put into.
 func TestTouch_sendsSocketsOfAnEndedSessionAway(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		s := r.dialQuiet(t, "ann")
 		r.live.set(func() { r.live.mute = true })
 		require.NoError(t, r.live.End(t.Context(), "p01-ann-1", "expired", ""))
@@ -123,7 +127,8 @@ func TestTouch_bearsThatRedisIsAway(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T, r *replica) {
+			inBubble(t, func(r *replica) {
+				t := r.t
 				s := r.dialQuiet(t, "ann")
 				r.live.set(func() { spoil(r.live) })
 				s.keepAlive(2*touchEvery + 2*openTimeout)
@@ -155,7 +160,8 @@ func TestTouch_cannotGiveTheOtherLeaseBack(t *testing.T) {
 
 // A socket that is on its way out is not put back, and makes no session anew.
 func TestTouch_leavesClosingSocketsAlone(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		r.dialQuiet(t, "ann")
 		r.live.set(func() {
 			r.live.TouchFn = func(_ context.Context, conns []live.Conn) ([]live.Conn, error) {
@@ -170,7 +176,8 @@ func TestTouch_leavesClosingSocketsAlone(t *testing.T) {
 
 // Promise 7: a socket that leaves while its lease is being taken anew leaves none behind.
 func TestTouch_leavesNoLeaseOfASocketThatHasGone(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		s := r.dialQuiet(t, "ann")
 		gone := make(chan struct{}, 2)
 		r.live.set(func() {
@@ -189,7 +196,8 @@ func TestTouch_leavesNoLeaseOfASocketThatHasGone(t *testing.T) {
 
 // A client is asked for a fresh token 60 s before the end of the old one, once; with the fresh one it goes on.
 func TestToken_isRenewedInTime(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		s := r.dialWith(t, r.tokenFor(t, "ann", 3*time.Minute), nil)
 		s.keepAlive(2 * time.Minute)
 		assert.NotContains(t, s.names(), "auth_required")
@@ -222,7 +230,8 @@ func TestToken_isRenewedInTime(t *testing.T) {
 
 // A token that is not renewed ends its socket with 4101 25 s after its own end, the reason first.
 func TestToken_thatIsNotRenewedEndsTheSocket(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		s := r.dialWith(t, r.tokenFor(t, "ann", 30*time.Second), nil)
 		s.take()
 		pass(time.Second)
@@ -239,8 +248,9 @@ func TestToken_thatIsNotRenewedEndsTheSocket(t *testing.T) {
 
 // Within the difference of clocks an expired token still opens; there is no time left on it.
 func TestToken_thatHasJustExpired(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
-		token := r.tokenFor(t, "ann", time.Second)
+	inBubble(t, func(r *replica) {
+		t := r.t
+		token := r.tokenFor(r.t, "ann", time.Second)
 		pass(11 * time.Second)
 		s := r.dialWith(t, token, nil)
 		s.take()
@@ -258,23 +268,24 @@ func TestToken_thatHasJustExpired(t *testing.T) {
 // Promise 3: a connection stays its user's; a token that is not theirs, or not valid, does not renew it.
 func TestToken_thatDoesNotRenew(t *testing.T) {
 	for name, c := range map[string]struct {
-		token func(*testing.T, *replica) string
+		token func(*replica) string
 		code  string
 		end   hub.Code
 	}{
-		"another user's": {func(t *testing.T, r *replica) string { return r.token(t, "bob") }, "FORBIDDEN", 0},
-		"no token":       {func(*testing.T, *replica) string { return "a.b.c" }, "UNAUTHORIZED", hub.CodeAuth},
-		"expired": {func(t *testing.T, r *replica) string {
-			token := r.tokenFor(t, "ann", time.Second)
+		"another user's": {func(r *replica) string { return r.token(r.t, "bob") }, "FORBIDDEN", 0},
+		"no token":       {func(*replica) string { return "a.b.c" }, "UNAUTHORIZED", hub.CodeAuth},
+		"expired": {func(r *replica) string {
+			token := r.tokenFor(r.t, "ann", time.Second)
 			pass(40 * time.Second)
 			return token
 		}, "TOKEN_EXPIRED", hub.CodeTokenExpired},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T, r *replica) {
+			inBubble(t, func(r *replica) {
+				t := r.t
 				s := r.dialQuiet(t, "ann")
 				id := uuid.NewString()
-				s.send(`{"type":"auth","message_id":%q,"token":%q}`, id, c.token(t, r))
+				s.send(`{"type":"auth","message_id":%q,"token":%q}`, id, c.token(r))
 				f := s.one()
 				require.NotNil(t, f.Error)
 				assert.EqualValues(t, c.code, f.Error.Code)

@@ -25,6 +25,7 @@ import (
 // replica is a real server with the real hub, chat, verifier and policy, on a store and an archive in memory.
 type replica struct {
 	*Server
+	t        *testing.T // of the bubble, inside one
 	live     *fakeLive
 	archive  *fakeArchive
 	turns    *fakeTurns
@@ -47,7 +48,7 @@ var keyring = sync.OnceValues(func() (*seal.Keyring, error) {
 // newReplica makes a replica of which nothing runs yet. set may change its parts.
 func newReplica(t *testing.T, set ...func(*Deps)) *replica {
 	t.Helper()
-	r := &replica{live: newFakeLive(), archive: &fakeArchive{}, turns: &fakeTurns{}, logs: &logs{}, echo: echo.New()}
+	r := &replica{t: t, live: newFakeLive(), archive: &fakeArchive{}, turns: &fakeTurns{}, logs: &logs{}, echo: echo.New()}
 	var err error
 	r.ring, err = keyring()
 	require.NoError(t, err)
@@ -75,7 +76,10 @@ func options(f func(*Options)) func(*Deps) {
 }
 
 // token is a fresh token of a user.
-func (r *replica) token(t *testing.T, user string) string { return r.tokenFor(t, user, time.Hour) }
+func (r *replica) token(t *testing.T, user string) string {
+	t.Helper()
+	return r.tokenFor(t, user, time.Hour)
+}
 
 func (r *replica) tokenFor(t *testing.T, user string, life time.Duration) string {
 	t.Helper()
@@ -167,13 +171,13 @@ func (p *pipes) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 
 // inBubble runs f with a replica that runs, in a bubble where time goes by at once: a minute of waiting costs
 // nothing, and synctest.Wait tells that everything that was to happen has happened. Afterwards the replica must be
-// empty.
-func inBubble(t *testing.T, f func(t *testing.T, r *replica), set ...func(*Deps)) {
+// empty. f uses the bubble's own t, which is replica.t.
+func inBubble(t *testing.T, f func(r *replica), set ...func(*Deps)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		r := newReplica(t, set...)
 		stop := r.run(t)
-		f(t, r)
+		f(r)
 		stop()
 		synctest.Wait() // requests that were under way
 		require.Zero(t, r.hub.Len(), "sockets left")

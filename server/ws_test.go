@@ -36,7 +36,8 @@ func refusedSocket(t *testing.T, resp *http.Response, err error, status int, cod
 // Promise 4: a valid token opens a socket that works in both directions. The server speaks first and says who the
 // client is, where it is, and what holds.
 func TestOpen_greetsWithEverythingAClientNeeds(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		s := r.dial(t, "ann")
 		frames := s.take()
 		require.Len(t, frames, 3)
@@ -66,7 +67,8 @@ func TestOpen_greetsWithEverythingAClientNeeds(t *testing.T) {
 
 // A session that has a name, a model and an admin says so.
 func TestOpen_greetsWithTheStateOfTheSession(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		b := r.live.begin("ann", "p01-s")
 		r.live.set(func() {
 			b.Name, b.ModelID, b.Owner, b.AdminName = "About passwords", "other", sessionstore.OwnerHuman, "Sam"
@@ -83,7 +85,8 @@ func TestOpen_greetsWithTheStateOfTheSession(t *testing.T) {
 // Promise 6: a client that says how far it has read gets what it has missed, in order, then the running answer as a
 // whole, then live.
 func TestOpen_resumesWithTheMissedEvents(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		first := r.dial(t, "ann")
 		for range 4 {
 			first.say("hello")
@@ -130,7 +133,8 @@ func TestOpen_replacesWhatCannotBeContinued(t *testing.T) {
 		"foreign session": resume("p01-of-bob", "1-a", 3),
 	} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T, r *replica) {
+			inBubble(t, func(r *replica) {
+				t := r.t
 				r.live.begin("bob", "p01-of-bob")
 				b := r.live.begin("ann", "p01-s")
 				r.live.set(func() {
@@ -156,7 +160,8 @@ func TestOpen_replacesWhatCannotBeContinued(t *testing.T) {
 
 // Promise 1: what is not a valid token does not reach the upgrade.
 func TestOpen_refusesATokenBeforeTheUpgrade(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		_, resp, err := r.ask(t, "", nil)
 		refusedSocket(t, resp, err, http.StatusUnauthorized, protocol.CodeUnauthorized)
 		_, resp, err = r.ask(t, "a.b.c", nil)
@@ -173,7 +178,8 @@ func TestOpen_refusesATokenBeforeTheUpgrade(t *testing.T) {
 func TestOpen_refusesForeignOrigins(t *testing.T) {
 	allowed, err := auth.NewOrigins([]string{"https://app.example.com"})
 	require.NoError(t, err)
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		for _, origin := range []string{"https://evil.example.com", "null", "http://app.example.com", "https://app.example.com.evil.com"} {
 			_, resp, err := r.ask(t, r.token(t, "ann"), nil, echo.HeaderOrigin, origin)
 			refusedSocket(t, resp, err, http.StatusForbidden, protocol.CodeForbidden)
@@ -208,7 +214,8 @@ func TestOpen_wantsAnUpgrade(t *testing.T) {
 
 // What keeps the session from being opened is told before the upgrade, and leaves no place taken.
 func TestOpen_tellsWhatTheStoreSays(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		r.live.set(func() {
 			r.live.OpenFn = func(context.Context, sessionstore.OpenRequest) (sessionstore.Opened, error) {
 				return sessionstore.Opened{}, sessionstore.ErrAway
@@ -237,7 +244,8 @@ func TestOpen_tellsWhatTheStoreSays(t *testing.T) {
 
 // A mass of clients does not open more than OpensInFlight sessions at a time; who would wait too long is sent away.
 func TestOpen_boundsHowManyAreOpenedAtATime(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		release := make(chan struct{})
 		var now, most int
 		r.live.set(func() {
@@ -273,7 +281,8 @@ func TestOpen_boundsHowManyAreOpenedAtATime(t *testing.T) {
 // Promise 8: of many that connect at the same instant exactly as many get in as there is room for; a place that is
 // given up is taken again.
 func TestOpen_limitIsExact(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		const clients, room = 60, 10
 		var wg sync.WaitGroup
 		var mu sync.Mutex
@@ -311,7 +320,8 @@ func TestOpen_limitIsExact(t *testing.T) {
 
 // Every connection has an id of its own.
 func TestOpen_numbersConnections(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		seen := map[string]bool{}
 		for range 40 {
 			r.dial(t, "ann").leave()
@@ -325,7 +335,8 @@ func TestOpen_numbersConnections(t *testing.T) {
 
 // Beyond B6: a draining replica is not ready and refuses sockets with advice; the ones it has get a hint, then 1012.
 func TestDrain_sendsEverybodyElsewhere(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		var all []*socket
 		for range 5 {
 			s := r.dial(t, "ann")
@@ -358,7 +369,8 @@ func TestDrain_sendsEverybodyElsewhere(t *testing.T) {
 
 // A drain that is given too little time says how many are left.
 func TestDrain_endsWithItsContext(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		s := r.dial(t, "ann")
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
@@ -370,7 +382,8 @@ func TestDrain_endsWithItsContext(t *testing.T) {
 
 // The moment between the check and the upgrade: the hub refuses, and nothing is left behind.
 func TestOpen_inTheMomentOfTheDrain(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *replica) {
+	inBubble(t, func(r *replica) {
+		t := r.t
 		r.live.set(func() {
 			r.live.OpenFn = func(ctx context.Context, q sessionstore.OpenRequest) (sessionstore.Opened, error) {
 				assert.NoError(t, r.hub.Drain(ctx, nil, 0))
