@@ -137,6 +137,11 @@ func (m *member) step() (done bool, err error) {
 	t.mu.Unlock()
 
 	page, err := t.hub.read(&m.c.life, t.name, pos)
+	if errors.Is(err, ErrLost) {
+		t.hub.log.Error("topic lost", "client", m.c.id, "session_id", t.name, "error", err)
+		m.c.Close(CodeResync, "session cannot be read")
+		return true, nil
+	}
 	if err != nil {
 		return false, err
 	}
@@ -152,6 +157,10 @@ func (m *member) step() (done bool, err error) {
 	}
 	t.mu.Unlock()
 	k.flush(t.hub)
+	if page.Over != nil && !page.More {
+		m.c.Close(page.Over.Code, page.Over.Reason)
+		return true, nil
+	}
 	return done, err
 }
 

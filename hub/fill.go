@@ -2,6 +2,7 @@ package hub
 
 import (
 	"context"
+	"errors"
 )
 
 // tendLocked sees to it that somebody brings the topic to where it should be.
@@ -108,6 +109,10 @@ func (t *topic) fill() {
 		t.mu.Unlock()
 
 		page, err := h.read(&h.life, t.name, pos)
+		if errors.Is(err, ErrLost) {
+			h.log.Error("topic lost", "session_id", t.name, "error", err)
+			t.closeLive(Over{CodeResync, "session cannot be read"})
+		}
 		if err != nil {
 			failures++
 			h.log.Debug("topic not read", "session_id", t.name, "attempt", failures, "error", err)
@@ -115,9 +120,28 @@ func (t *topic) fill() {
 			continue
 		}
 		failures = 0
-		if t.absorb(&page, at) {
+		complete := t.absorb(&page, at)
+		if page.Over != nil && !page.More {
+			t.closeLive(*page.Over)
+		}
+		if complete {
 			return
 		}
+	}
+}
+
+// closeLive closes the clients that follow the topic. Those that are catching up find out by themselves.
+func (t *topic) closeLive(over Over) {
+	t.mu.Lock()
+	var clients []*Client
+	for _, m := range t.members {
+		if m.live {
+			clients = append(clients, m.c)
+		}
+	}
+	t.mu.Unlock()
+	for _, c := range clients {
+		c.Close(over.Code, over.Reason)
 	}
 }
 
