@@ -307,9 +307,20 @@ func TestFrame_thatTheStoreDoesNotAnswer(t *testing.T) {
 		})
 		s.send(`{"type":"ping"}`)
 		assert.Empty(t, s.take())
+		pass(pongTimeout)
+		assert.Equal(t, "pong", s.names(), "Promise 5: every ping gets its pong, also while Redis is away")
+		r.live.set(func() {
+			r.live.SessionFn = nil
+			r.live.AppendFn = func(ctx context.Context, _ sessionstore.Append) (sessionstore.Appended, error) {
+				<-ctx.Done()
+				return sessionstore.Appended{}, ctx.Err()
+			}
+		})
+		s.send(`{"type":"user_message","message_id":"3f0c1c6e-5b1e-4a63-9d5e-0d3f6f3a7a11","content":"hello"}`)
+		assert.Empty(t, s.take())
 		pass(frameTimeout)
 		assert.Equal(t, "error STORE_UNAVAILABLE", s.names())
-		r.live.set(func() { r.live.SessionFn = nil })
+		r.live.set(func() { r.live.AppendFn = nil })
 		s.send(`{"type":"ping"}`)
 		assert.Equal(t, "pong", s.names())
 		s.leave()

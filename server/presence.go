@@ -70,6 +70,10 @@ func (s *Server) reopen(ctx context.Context, c *hub.Client) {
 	if !ok {
 		return
 	}
+	if sess, err := s.deps.Live.Session(ctx, p.sessionID); err == nil && !sess.Active {
+		s.hub.Resync(p.sessionID) // brings the event and the close; opening would make a session that nobody asked for
+		return
+	}
 	opened, err := s.deps.Live.Open(ctx, sessionstore.OpenRequest{
 		UserID: p.userID, UserName: p.userName, ConnID: p.connID, Want: p.sessionID, ModelID: s.deps.Default,
 	})

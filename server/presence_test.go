@@ -93,8 +93,8 @@ func TestTouch_takesAForgottenLeaseAnew(t *testing.T) {
 	})
 }
 
-// A session that has ended, without the bus having said so, has no sockets any more: they come again, and nothing of
-// them stays in the session that they were about to be put into.
+// A session that has ended, without the bus having said so, has no sockets any more: they get the end and the close,
+// and no session is made that nobody asked for.
 func TestTouch_sendsSocketsOfAnEndedSessionAway(t *testing.T) {
 	inBubble(t, func(r *replica) {
 		t := r.t
@@ -102,8 +102,8 @@ func TestTouch_sendsSocketsOfAnEndedSessionAway(t *testing.T) {
 		r.live.set(func() { r.live.mute = true })
 		require.NoError(t, r.live.End(t.Context(), "p01-ann-1", "expired", ""))
 		pass(restAfter)
-		assert.Equal(t, hub.CodeResync, s.code())
-		assert.Equal(t, live.Conn{SessionID: "p01-ann-2", ConnID: "r1.1"}, r.live.gone[0])
+		assert.Equal(t, hub.CodeEnded, s.code())
+		assert.Len(t, r.live.opened, 1)
 	})
 }
 
@@ -149,6 +149,9 @@ func TestTouch_cannotGiveTheOtherLeaseBack(t *testing.T) {
 		s := r.dialQuiet(t, "ann")
 		r.live.set(func() {
 			r.live.mute = true
+			r.live.SessionFn = func(context.Context, string) (sessionstore.Session, error) {
+				return sessionstore.Session{}, sessionstore.ErrNotFound // Redis has forgotten it
+			}
 			r.live.GoneFn = func(context.Context, live.Conn) error { return errors.New("connection refused") }
 		})
 		require.NoError(t, r.live.End(t.Context(), "p01-ann-1", "expired", ""))

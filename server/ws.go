@@ -150,6 +150,9 @@ type peer struct {
 	refilled time.Time
 	typedAt  time.Time // when a beginning of typing was last passed on
 	typing   bool      // its end has not been
+	strikes  int       // frames in a row that were over the rate
+	told     time.Time // when a refusal was last logged
+	durable  int64     // as last read, for the time in which Redis is away
 
 	gone sync.Once
 }
@@ -157,15 +160,22 @@ type peer struct {
 // typingEvery is how often a typing indicator is passed on at the most.
 const typingEvery = 2 * time.Second
 
-// Frame handles one frame: form, policy, rate, then its meaning.
+// maxStrikes is how many frames in a row may be over the rate before the socket is closed: each costs an answer.
+const maxStrikes = 100
+
+// Frame handles one frame: rate, form, policy, then its meaning. A frame costs its token whatever is in it.
 func (p *peer) Frame(ctx context.Context, c *hub.Client, data []byte) {
+	ok := p.allowed(time.Now())
 	f, bad := protocol.Decode(data)
-	if bad != nil {
-		p.refuse(ctx, c, f, bad)
+	switch {
+	case !ok && p.strikes > maxStrikes:
+		p.fatal(c, hub.CodeOverloaded, &protocol.Error{Code: protocol.CodeRateLimited, Message: "Far too many messages.", Recoverable: true, RetryAfter: time.Minute})
 		return
-	}
-	if !p.allowed(time.Now()) {
+	case !ok:
 		p.refuse(ctx, c, f, errRateLimited)
+		return
+	case bad != nil:
+		p.refuse(ctx, c, f, bad)
 		return
 	}
 	if err := p.server.deps.Policy.Allow(auth.Frame(f.Type), auth.Identity{UserID: p.userID}); err != nil {
@@ -207,13 +217,25 @@ func (p *peer) passTyping(active bool, now time.Time) bool {
 	return true
 }
 
+// pongTimeout is how long a pong may wait for Redis; clients give up after 10 s.
+const pongTimeout = 3 * time.Second
+
 // ping answers with how far the session is. A client that is behind has missed the end of the stream, which no
 // later event has shown yet, so the hub looks.
 func (p *peer) ping(ctx context.Context, c *hub.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, pongTimeout)
+	defer cancel()
 	sess, err := p.server.deps.Live.Session(ctx, p.sessionID)
+	if errors.Is(err, sessionstore.ErrAway) || errors.Is(err, context.DeadlineExceeded) {
+		// The connection lives, whatever Redis does: without a pong all clients would leave at once and find nobody better.
+		at, _ := c.Cursor(p.sessionID)
+		c.Send(protocol.PongFrame(p.sessionID, at.Seq, p.durable))
+		return nil
+	}
 	if err != nil {
 		return err
 	}
+	p.durable = sess.Durable
 	c.Send(protocol.PongFrame(p.sessionID, sess.Seq, sess.Durable))
 	if at, joined := c.Cursor(p.sessionID); joined && (at.Seq < sess.Seq || at.Epoch != sess.Epoch) {
 		p.server.hub.Resync(p.sessionID)
@@ -244,9 +266,11 @@ func (p *peer) allowed(now time.Time) bool {
 	p.tokens = min(float64(o.SocketBurst), p.tokens+now.Sub(p.refilled).Seconds()*o.SocketRate)
 	p.refilled = now
 	if p.tokens < 1 {
+		p.strikes++
 		return false
 	}
 	p.tokens--
+	p.strikes = 0
 	return true
 }
 
@@ -256,8 +280,11 @@ func (p *peer) refuse(ctx context.Context, c *hub.Client, f protocol.Frame, err 
 		return // the socket has gone; there is nobody to tell
 	}
 	o, e := explain(err)
-	logError(ctx, p.server.log, o, err, "component", "ws", "user_id", p.userID, "session_id", p.sessionID, "conn_id", p.connID,
-		"frame_type", knownType(f.Type), "message_id", f.MessageID)
+	if now := time.Now(); o.internal || o.close != 0 || now.Sub(p.told) >= time.Second { // a client must not fill the log
+		p.told = now
+		logError(ctx, p.server.log, o, err, "component", "ws", "user_id", p.userID, "session_id", p.sessionID, "conn_id", p.connID,
+			"frame_type", knownType(f.Type), "message_id", f.MessageID)
+	}
 	frame := protocol.ErrorFrame(p.sessionID, f.MessageID, e)
 	if o.close != 0 {
 		c.Close(o.close, string(o.code), frame)

@@ -56,7 +56,8 @@ local function emit(S, id, h, c, counts)
   call('XADD', S.log, seq .. '-0', 'e', S.e, 'h', h, 'c', c)
   call('XADD', KEYS[2], '*', 'k', S.id, 'e', S.e, 's', seq, 'h', h, 'c', c)
   call('HSET', S.ids, id, seq)
-  call('HSET', S.key, 's', seq, 'la', int(now), 'mc', int(S.mc), 'lb', int(S.lb))
+  call('HSET', S.key, 's', seq, 'mc', int(S.mc), 'lb', int(S.lb))
+  if counts == 1 then call('HSET', S.key, 'la', int(now)) end -- activity is what somebody said
   call('ZADD', KEYS[4], 'NX', int(now + docEvery), S.id)
   call(pub, S.chan, record(S.e, seq, h, c))
   return seq
