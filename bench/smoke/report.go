@@ -60,6 +60,9 @@ type Report struct {
 	Notes []string
 	// Ours and Floor count what was sent in the relay and stream rows and what became of it. Only Ours decides.
 	Ours, Floor counts
+	// Behind is how many measurements began while events still waited for the database, MostBehind the most of them.
+	Behind     int
+	MostBehind int64
 
 	busy, all time.Duration // of the machine, others' share
 }
@@ -133,6 +136,9 @@ func (r *Report) Print(w io.Writer) error {
 	}
 	if r.all > 0 {
 		fmt.Fprintf(&b, "- other processes used %.0f %% of the machine while it was measured; above 10 %% repeat the run\n", 100*float64(r.busy)/float64(r.all))
+	}
+	if r.Behind > 0 {
+		fmt.Fprintf(&b, "- %d measurements began while the database had not taken everything yet, up to %d events\n", r.Behind, r.MostBehind)
 	}
 	for _, n := range append(slices.Clone(about), r.Notes...) {
 		fmt.Fprintf(&b, "- %s\n", n)

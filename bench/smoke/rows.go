@@ -13,7 +13,7 @@ func (r *run) rows(ctx context.Context) error {
 			return err
 		}
 	}
-	left, err := r.ours.settle(ctx, 60*time.Second)
+	left, err := r.ours.settle(ctx, time.Minute, r.stall)
 	if err != nil {
 		return err
 	}

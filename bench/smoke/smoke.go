@@ -41,7 +41,12 @@ type Options struct {
 	Progress io.Writer     // nil: nowhere
 }
 
-const chunkEvery = 20 * time.Millisecond
+const (
+	chunkEvery = 20 * time.Millisecond
+	// stallLimit is how long the database may take nothing at all before it is not waited for any more: longer than a
+	// whole round of the flusher takes, after which alone the queue gets shorter.
+	stallLimit = 30 * time.Second
+)
 
 func (o *Options) defaults() {
 	set := func(p *int, n int) {
@@ -74,12 +79,13 @@ type run struct {
 	floor    *system
 	ours     *system
 	report   *Report
+	stall    time.Duration // how long quiet waits for a database that takes nothing
 }
 
 // Run measures. What it could measure is in the report also when it returns an error.
 func Run(ctx context.Context, o Options) (*Report, error) {
 	o.defaults()
-	r := &run{o: o, born: time.Now(), report: &Report{}}
+	r := &run{o: o, born: time.Now(), report: &Report{}, stall: stallLimit}
 	uuid.EnableRandPool() // ids are made while time is measured
 	files, err := raiseFiles()
 	if err != nil {
@@ -193,12 +199,15 @@ func (r *run) used() time.Duration {
 
 // quiet waits until the database has everything and both systems use less than a tenth of a processor.
 func (r *run) quiet(ctx context.Context) error {
-	left, err := r.ours.settle(ctx, 60*time.Second)
+	left, err := r.ours.settle(ctx, time.Minute, r.stall)
 	if err != nil {
 		return err
 	}
+	r.stall = stallLimit
 	if left > 0 {
-		r.report.note("%d events still waited for the database when the next measurement began", left)
+		r.stall = time.Second // waited for once; it is not worth a run's time again and again
+		r.report.Behind++
+		r.report.MostBehind = max(r.report.MostBehind, left)
 	}
 	const look = 300 * time.Millisecond
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {

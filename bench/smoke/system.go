@@ -290,15 +290,22 @@ func (s *system) queued(ctx context.Context) (int64, error) {
 }
 
 // settle waits until the database has everything, so that writing it does not disturb what is measured next. It
-// returns how many events are left when limit is over.
-func (s *system) settle(ctx context.Context, limit time.Duration) (int64, error) {
+// gives up after limit, or when the database has taken nothing for stall, and returns how many events are left.
+func (s *system) settle(ctx context.Context, limit, stall time.Duration) (int64, error) {
 	if s.db == nil {
 		return 0, nil
 	}
+	least, moved := int64(-1), time.Now()
 	for end := time.Now().Add(limit); ; {
 		n, err := s.queued(ctx)
-		if err != nil || n == 0 || time.Now().After(end) {
+		if err != nil || n == 0 {
 			return n, err
+		}
+		if least < 0 || n < least {
+			least, moved = n, time.Now()
+		}
+		if time.Now().After(end) || time.Since(moved) > stall {
+			return n, nil
 		}
 		if err := pause(ctx, 50*time.Millisecond); err != nil {
 			return n, err
