@@ -12,6 +12,7 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/labstack/echo/v4"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/real-rm/chatbox/server/config"
 	"github.com/real-rm/chatbox/server/turn"
@@ -20,6 +21,7 @@ import (
 // serve runs one replica until ctx ends, then drains it: what is queued is flushed, what it keeps for the cluster goes
 // to the other replicas, then its sockets, and last the answers that are not finished by then.
 func serve(ctx context.Context, s *config.Settings, log *slog.Logger) error {
+	redis.SetLogger(redisLog{log.With("component", "redis")}) // its own would write plain text between our lines
 	p, err := build(s, log)
 	if err != nil {
 		return err
@@ -117,6 +119,15 @@ func (s *stage) run(fail func(error), service func(context.Context) error) {
 func (s *stage) end() {
 	s.cancel()
 	s.group.Wait()
+}
+
+// redisLog takes what the Redis client says of itself. All of it comes back as errors of calls, which are logged where
+// they end.
+type redisLog struct{ log *slog.Logger }
+
+// Printf implements the interface of go-redis.
+func (r redisLog) Printf(ctx context.Context, format string, v ...any) {
+	r.log.DebugContext(ctx, "client", "said", fmt.Sprintf(format, v...))
 }
 
 // due passes on what keepers find to be answered.
