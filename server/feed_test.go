@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -119,9 +120,85 @@ func TestFeed_makesOneFrameOfASnapshot(t *testing.T) {
 		string(page.Messages[0].Data))
 }
 
-func TestFeed_passesErrorsOn(t *testing.T) {
-	_, err := pageOf(sessionstore.Page{}, sessionstore.ErrAway).Read(t.Context(), "p01-s", hub.Position{})
-	require.ErrorIs(t, err, sessionstore.ErrAway)
+// What may heal is asked for again; what cannot is said to be lost, and keeps its cause.
+func TestFeed_tellsWhatIsLostFromWhatIsAway(t *testing.T) {
+	for err, lost := range map[error]bool{
+		sessionstore.ErrAway: false, context.DeadlineExceeded: false, sessionstore.ErrNotFound: true, sessionstore.ErrUnsealed: true,
+	} {
+		_, got := pageOf(sessionstore.Page{}, fmt.Errorf("read: %w", err)).Read(t.Context(), "p01-s", hub.Position{})
+		require.ErrorIs(t, got, err)
+		assert.Equal(t, lost, errors.Is(got, hub.ErrLost), err)
+	}
+}
+
+// The last page of a session that has ended says how its readers are closed.
+func TestFeed_saysWhenNothingWillFollow(t *testing.T) {
+	ended := func(next string) sessionstore.Message {
+		ev := sessionstore.Event{Header: sessionstore.Header{Type: sessionstore.TypeEnded, SessionID: "p01-s"}, Seq: 2}
+		ev.Metadata = map[string]string{sessionstore.MetaNext: next}
+		return sessionstore.Message{SessionID: "p01-s", Seq: 2, Type: ev.Type, Frame: ev.Frame()}
+	}
+	for name, c := range map[string]struct {
+		session  sessionstore.Session
+		messages []sessionstore.Message
+		want     *hub.Over
+	}{
+		"active":                     {sessionstore.Session{ID: "p01-s", Active: true}, nil, nil},
+		"state not read":             {sessionstore.Session{}, nil, nil},
+		"ended":                      {sessionstore.Session{ID: "p01-s"}, []sessionstore.Message{ended("")}, &hub.Over{Code: hub.CodeEnded, Reason: reasonEnded}},
+		"goes on":                    {sessionstore.Session{ID: "p01-s"}, []sessionstore.Message{ended("p01-t")}, &hub.Over{Code: hub.CodeResync, Reason: reasonElsewhere}},
+		"the reader has the end now": {sessionstore.Session{ID: "p01-s"}, nil, &hub.Over{Code: hub.CodeEnded, Reason: reasonEnded}},
+	} {
+		page, err := pageOf(sessionstore.Page{Session: c.session, Messages: c.messages}, nil).Read(t.Context(), "p01-s", hub.Position{})
+		require.NoError(t, err)
+		assert.Equal(t, c.want, page.Over, name)
+	}
+}
+
+// A session that cannot be read any more does not leave its sockets waiting for ever.
+func TestLost_closesTheSockets(t *testing.T) {
+	inBubble(t, func(r *replica) {
+		t := r.t
+		s := r.dialQuiet(t, "ann")
+		r.live.set(func() { delete(r.live.sessions, "p01-ann-1") })
+		fn(r.live, &r.live.handler).Resync("p01-ann-1")
+		assert.Equal(t, hub.CodeResync, s.code())
+		assert.NotEmpty(t, r.logs.lines(t, "topic lost"))
+	})
+}
+
+// An end that the bus has lost closes the sockets as soon as it is read.
+func TestEnded_isFoundByReading(t *testing.T) {
+	for next, code := range map[string]hub.Code{"": hub.CodeEnded, "p01-next": hub.CodeResync} {
+		inBubble(t, func(r *replica) {
+			t := r.t
+			s := r.dialQuiet(t, "ann")
+			r.live.set(func() { r.live.mute = true })
+			require.NoError(t, r.live.End(t.Context(), "p01-ann-1", "explicit", next))
+			fn(r.live, &r.live.handler).Resync("p01-ann-1")
+			assert.Equal(t, "session_ended 2", s.names())
+			assert.Equal(t, code, s.code())
+		})
+	}
+}
+
+// A session that ends between the opening and the catch-up ends its new socket too.
+func TestEnded_whileASocketIsBeingOpened(t *testing.T) {
+	inBubble(t, func(r *replica) {
+		t := r.t
+		r.live.set(func() {
+			r.live.OpenFn = func(ctx context.Context, q sessionstore.OpenRequest) (sessionstore.Opened, error) {
+				opened, err := r.live.open(q)
+				assert.NoError(t, r.live.End(ctx, opened.Session.ID, "explicit", ""))
+				return opened, err
+			}
+		})
+		s := r.dial(t, "ann")
+		frames := s.take()
+		assert.Equal(t, "snapshot", frames[1].String())
+		assert.Equal(t, "session_ended 2", frames[1].Messages[1].String())
+		assert.Equal(t, hub.CodeEnded, s.code())
+	})
 }
 
 // Turns hear of everything that the bus brings, also in sessions that have no socket here.

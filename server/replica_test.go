@@ -200,12 +200,14 @@ func (r *replica) run(t *testing.T) (stop func()) {
 	wg.Go(func() { _ = front.Serve(p) })
 	r.client = &http.Client{Transport: &http.Transport{DialContext: p.dial}}
 	synctest.Wait()
-	return func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
 		_ = front.Close()
 		r.client.CloseIdleConnections()
 		wg.Wait()
-	}
+	})
+	t.Cleanup(stop) // a failure must not look like a deadlock
+	return stop
 }
 
 // pass lets time go by and waits until everybody has done what was to be done by then.

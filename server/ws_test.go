@@ -380,6 +380,23 @@ func TestDrain_endsWithItsContext(t *testing.T) {
 	})
 }
 
+// A replica that is about to go says so before anybody is sent away, so that the balancer can look elsewhere first.
+func TestStopAccepting_leavesSocketsAlone(t *testing.T) {
+	inBubble(t, func(r *replica) {
+		t := r.t
+		s := r.dialQuiet(t, "ann")
+		r.StopAccepting()
+		_, resp, err := r.ask(t, r.token(t, "ann"), nil)
+		refusedSocket(t, resp, err, http.StatusServiceUnavailable, protocol.CodeConnectionLimit)
+		_, got := r.ready(t)
+		assert.Equal(t, report{Status: "draining", Redis: true, MongoDB: true, Sockets: 1}, got)
+		pass(time.Minute)
+		s.say("still here")
+		assert.Equal(t, "ack 2", s.names())
+		s.leave()
+	})
+}
+
 // The moment between the check and the upgrade: the hub refuses, and nothing is left behind.
 func TestOpen_inTheMomentOfTheDrain(t *testing.T) {
 	inBubble(t, func(r *replica) {
