@@ -135,8 +135,10 @@ func (r *run) measureIdle(ctx context.Context, s *system, n int) (w weight, err 
 	if err := pause(ctx, r.o.Settle/2); err != nil {
 		return w, err
 	}
-	w.garbaged, err = each()
-	return w, err
+	if w.garbaged, err = each(); err != nil {
+		return w, err
+	}
+	return w, r.heap(ctx, s, "idle")
 }
 
 // collectBoth runs the garbage collector of both servers, twice: pools are emptied by the second.

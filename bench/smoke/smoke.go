@@ -37,7 +37,7 @@ type Options struct {
 	Settle   time.Duration // before memory is read; default 5 s
 	AOF      bool          // the product's Redis syncs an append-only file every second
 	NoDB     bool          // no database: nothing is flushed
-	Profiles string        // directory for profiles of the product's replicas under load; empty: none
+	Profiles string        // directory for profiles of all servers, of CPU under load and of the idle heap; empty: none
 	Progress io.Writer     // nil: nowhere
 }
 
@@ -91,7 +91,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if err != nil {
 		return r.report, err
 	}
-	if need := uint64(2*o.Conns + 4*o.Sessions + 4*o.Streams + 200); files < need {
+	if need := uint64(max(o.Conns, 4*o.Sessions, 4*o.Streams) + 500); files < need {
 		return r.report, fmt.Errorf("%d open files are allowed, %d are needed: fewer -conns", files, need)
 	}
 	dir, err := os.MkdirTemp("", "chatbox-bench-")
@@ -257,6 +257,22 @@ func (r *run) profile(ctx context.Context, s *system, name string, d time.Durati
 		}
 		return errors.Join(errs...)
 	}
+}
+
+// heap writes what is alive in the servers, if profiles are asked for.
+func (r *run) heap(ctx context.Context, s *system, name string) error {
+	if r.o.Profiles == "" {
+		return nil
+	}
+	var errs []error
+	for i, addr := range s.pprof {
+		f, err := os.Create(filepath.Join(r.o.Profiles, fmt.Sprintf("%s-%s-%d.heap", name, s.name, i)))
+		if err == nil {
+			err = errors.Join(fetch(ctx, addr, "/debug/pprof/heap?gc=1", f), f.Close())
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // Missing says what a machine lacks for a run, nil if nothing.
