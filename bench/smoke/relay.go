@@ -11,7 +11,6 @@ import (
 type result struct {
 	took      time.Duration
 	use       usage
-	self      time.Duration // processor time of this process
 	delivered int64
 	frames    int64
 	latency   []time.Duration
