@@ -53,7 +53,7 @@ function line(page: Page): string {
     if (!page.online.value) return text.disconnected;
     return s.sessionId ? text.reconnecting : text.connecting;
   }
-  if (kind === 'live' && !page.connected.value) return text.checking;
+  if (kind === 'live' && !page.connected.value) return page.online.value ? text.checking : text.disconnected;
   if (s.ended) return text.ended;
   if (s.owner === 'human') return text.assistedBy(s.assistedBy || text.support);
   if (s.owner === 'waiting') return text.waitingForHuman;
@@ -63,7 +63,7 @@ function line(page: Page): string {
 
 function ModelPicker({ page }: { page: Page }) {
   const s = page.state.value;
-  if (s.models.length < 2 || s.owner === 'human') return null;
+  if (s.models.length < 2 || s.owner === 'human' || s.ended) return null;
   const chosen = [...s.outbox].reverse().find((e) => e.type === 'model_select' && e.state !== 'failed')?.modelId;
   return (
     <label class="picker">
