@@ -279,6 +279,16 @@ describe('a new chat', () => {
     expect(page.goingOn.value).toBe('');
   });
 
+  test('is not the only way on: the list leads to the conversation that goes on elsewhere', async () => {
+    const current = { id: 's2', name: 'After', lastActivity: '', messageCount: 1, adminAssisted: false, active: true };
+    await show(question);
+    await page.open(current);
+    expect(page.state.value.sessionId).toBe('s1');
+    await show(question, ended('explicit'));
+    await page.open(current);
+    expect(page.state.value.sessionId).toBe('');
+  });
+
   test('begins at once when none is active, and one that ran out of time offers nothing else', async () => {
     answers['POST sessions'] = { status: 201 };
     await show(question, ended('expired'));

@@ -188,8 +188,14 @@ export function createPage(base: URL, tokens: TokenSource) {
     }
   }
 
-  /** Opens a past conversation for reading. The active one is simply shown. */
+  /** Whether the conversation of this page has ended, as far as the page knows. */
+  function over(): boolean {
+    return state.value.ended !== null || status.value.kind === 'stopped';
+  }
+
+  /** Opens a past conversation for reading. The active one is simply shown, and entered where another has ended. */
   async function open(entry: SessionEntry): Promise<void> {
+    if (entry.active && entry.id !== state.value.sessionId && over()) return leave(true);
     if (entry.active || entry.id === state.value.sessionId) {
       past.value = null;
       return;
@@ -234,12 +240,11 @@ export function createPage(base: URL, tokens: TokenSource) {
    * be going on elsewhere: it is not ended without asking.
    */
   async function newChat(): Promise<void> {
-    const { sessionId, ended, items, hasMore, outbox } = state.value;
-    const over = ended !== null || status.value.kind === 'stopped';
+    const { sessionId, items, hasMore, outbox } = state.value;
     const unused = !hasMore && outbox.length === 0 && !items.some((m) => m.type !== 'session_started' && m.type !== 'model_select');
-    if (sessionId && !over && unused) return leave(null);
+    if (sessionId && !over() && unused) return leave(null);
     await leavingFor(async () => {
-      if (sessionId && !over) return leave(await api.end(sessionId));
+      if (sessionId && !over()) return leave(await api.end(sessionId));
       goingOn.value = await api.create();
       past.value = null;
       if (!goingOn.value) leave(true);
