@@ -182,7 +182,7 @@ func TestLoad_readsKeysetFileByKeyAndByVariable(t *testing.T) {
 	_, _, err := load(t, config.LoadOptions{Flags: map[string]string{"encryption.keyset_file": "/absent"}}, rest)
 	assert.ErrorContains(t, err, "encryption.keyset_file (flag): read keyset")
 	var missing *config.MissingError
-	assert.False(t, errors.As(err, &missing), "what cannot be read is not missing: %v", err)
+	assert.NotErrorAs(t, err, &missing, "what cannot be read is not missing: %v", err)
 }
 
 func TestLoad_olderSpellings(t *testing.T) {
