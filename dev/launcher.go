@@ -131,6 +131,7 @@ func (l *launcher) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s3 := l.earlyS3(ctx)
 	redis, err := l.startRedis(ctx)
 	if err != nil {
 		return err
@@ -146,7 +147,6 @@ func (l *launcher) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s3 := l.earlyS3(ctx)
 	// FerretDB is either there by now, or its first build takes minutes: then the chat goes on without it, as it
 	// would in production.
 	select {

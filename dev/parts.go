@@ -33,7 +33,8 @@ func (l *launcher) build(ctx context.Context) (chatbox, fake string, err error) 
 
 // goBuild runs go build in a module and says every ten seconds that it is still at it.
 func (l *launcher) goBuild(ctx context.Context, part, module, output string, packages ...string) error {
-	cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-o", output}, packages...)...)
+	// Without the revision in it, a binary need not be linked again after every commit.
+	cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-buildvcs=false", "-o", output}, packages...)...)
 	cmd.Dir = module
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
 	done := make(chan struct{})
