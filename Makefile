@@ -18,6 +18,7 @@ help: ## this list
 
 .PHONY: build
 build: ## the product, as bin/chatbox
+	@echo "building bin/chatbox (the first time takes about two minutes)"
 	CGO_ENABLED=0 go build -trimpath -o bin/chatbox .
 
 .PHONY: dev

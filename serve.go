@@ -12,14 +12,16 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/labstack/echo/v4"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/real-rm/chatbox/server/config"
 	"github.com/real-rm/chatbox/server/turn"
 )
 
-// serve runs one replica until ctx ends, then drains it: answers and sockets go to other replicas, what is queued
-// is flushed, and only then does the replica let go of what it keeps for the cluster.
+// serve runs one replica until ctx ends, then drains it: what is queued is flushed, what it keeps for the cluster goes
+// to the other replicas, then its sockets, and last the answers that are not finished by then.
 func serve(ctx context.Context, s *config.Settings, log *slog.Logger) error {
+	redis.SetLogger(redisLog{log.With("component", "redis")}) // its own would write plain text between our lines
 	p, err := build(s, log)
 	if err != nil {
 		return err
@@ -36,8 +38,7 @@ func serve(ctx context.Context, s *config.Settings, log *slog.Logger) error {
 	front := &http.Server{Handler: e, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 75 * time.Second, MaxHeaderBytes: 32 << 10,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
 
-	// The stages end in this order, each after the one before has ended.
-	answers, sockets, flushing, keeping := newStage(ctx), newStage(ctx), newStage(ctx), newStage(ctx)
+	flushing, keeping, answers, sockets := newStage(ctx), newStage(ctx), newStage(ctx), newStage(ctx)
 	failed := make(chan error, 1)
 	fail := func(err error) {
 		if err != nil {
@@ -70,26 +71,32 @@ func serve(ctx context.Context, s *config.Settings, log *slog.Logger) error {
 	log.Info("draining", "component", "main", "sockets_for", s.Cluster.DrainTimeout.String())
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.Cluster.DrainTimeout)
 	defer cancel()
-	handed := make(chan struct{})
-	go func() { // ends before the sockets' stage: awaited below
-		defer close(handed)
-		answers.end()
-	}()
+	// What this replica keeps for the cluster goes to the others first, so that they see to what is due from now on.
+	p.server.StopAccepting()
+	last, done := context.WithTimeout(drain, finalFlush)
+	flushing.end()
+	if ferr := p.flusher.Flush(last); ferr != nil {
+		log.Info("queued events are left to the other replicas", "component", "main", "reason", ferr.Error())
+	}
+	done()
+	keeping.end()
+	// Sockets leave while their answers go on; what is not finished by then is handed over.
 	if derr := p.server.Drain(drain, min(s.Cluster.DrainTimeout/3, 20*time.Second)); derr != nil {
 		log.Warn("sockets left at the end of the drain", "component", "main", "error", derr.Error())
 	}
-	<-handed
+	answers.end()
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.App.ShutdownTimeout)
 	defer cancel()
 	if cerr := front.Shutdown(closing); cerr != nil {
 		_ = front.Close()
 	}
 	sockets.end()
-	flushing.end()
-	keeping.end()
 	log.Info("stopped", "component", "main")
 	return err
 }
+
+// finalFlush bounds the last pass of the flusher at shutdown.
+const finalFlush = 2 * time.Second
 
 // stage is a group of services that end together.
 type stage struct {
@@ -112,6 +119,15 @@ func (s *stage) run(fail func(error), service func(context.Context) error) {
 func (s *stage) end() {
 	s.cancel()
 	s.group.Wait()
+}
+
+// redisLog takes what the Redis client says of itself. All of it comes back as errors of calls, which are logged where
+// they end.
+type redisLog struct{ log *slog.Logger }
+
+// Printf implements the interface of go-redis.
+func (r redisLog) Printf(ctx context.Context, format string, v ...any) {
+	r.log.DebugContext(ctx, "client", "said", fmt.Sprintf(format, v...))
 }
 
 // due passes on what keepers find to be answered.

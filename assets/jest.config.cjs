@@ -2,7 +2,10 @@ module.exports = {
   testEnvironment: 'node',
   roots: ['<rootDir>/src', '<rootDir>/test/unit'],
   testMatch: ['**/*.test.ts', '**/*.test.tsx', '**/*.test.cjs'],
-  transform: { '\\.tsx?$': '<rootDir>/esbuild-transform.cjs' },
+  moduleFileExtensions: ['ts', 'tsx', 'js', 'cjs', 'mjs', 'json'],
+  // Preact comes as ES modules only, which Jest reads as CommonJS.
+  transform: { '\\.(tsx?|mjs)$': '<rootDir>/esbuild-transform.cjs' },
+  transformIgnorePatterns: ['/node_modules/(?!preact/)'],
   collectCoverageFrom: ['src/core/**/*.ts', '!src/core/**/*.test.ts', '!src/core/testing.ts'],
   coverageProvider: 'v8',
   coverageReporters: ['text'],

@@ -37,6 +37,7 @@ type launcher struct {
 	state    *state
 	front    net.Listener // taken first, so that a taken port is known at once
 	backends []string     // host:port of each replica
+	lateS3   bool         // S3 has to be built first, which would slow the start down
 
 	outMu sync.Mutex // guards out
 	out   io.Writer
@@ -63,7 +64,7 @@ func newLauncher(ctx context.Context, o options, getenv func(string) string, out
 	var lc net.ListenConfig
 	front, err := lc.Listen(ctx, "tcp", o.addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("%s is taken by another program; choose another with --addr 127.0.0.1:PORT", o.addr)
+		return nil, taken(o)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("listen on --addr %s: %w", o.addr, err)
@@ -74,6 +75,15 @@ func newLauncher(ctx context.Context, o options, getenv func(string) string, out
 		return nil, err
 	}
 	return &launcher{options: o, getenv: getenv, root: root, state: st, front: front, out: out}, nil
+}
+
+// taken says what has the address: the launcher of this clone itself, or another program.
+func taken(o options) error {
+	if heldState(o.state) {
+		return fmt.Errorf("this launcher runs already, on %s: its links are in %s; end it, or start a second one with --addr 127.0.0.1:PORT --state DIRECTORY",
+			o.state, filepath.Join(o.state, linksName))
+	}
+	return fmt.Errorf("%s is taken by another program; choose another with --addr 127.0.0.1:PORT", o.addr)
 }
 
 func (l *launcher) close() {
@@ -102,7 +112,7 @@ func (l *launcher) run(ctx context.Context) error {
 		return err
 	}
 	l.say("", "\nUp after %s. Ctrl-C ends everything.", time.Since(began).Round(100*time.Millisecond))
-	if l.s3 {
+	if l.lateS3 {
 		l.starting.Go(func() { l.startS3(ctx) })
 	}
 	<-ctx.Done()
@@ -121,6 +131,7 @@ func (l *launcher) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s3 := l.earlyS3(ctx)
 	redis, err := l.startRedis(ctx)
 	if err != nil {
 		return err
@@ -150,6 +161,12 @@ func (l *launcher) start(ctx context.Context) error {
 	}
 	if err := l.startReplicas(ctx, chatbox); err != nil {
 		return err
+	}
+	select { // its line belongs above the links, if that costs nothing
+	case <-s3:
+	case <-time.After(5 * time.Second):
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 	return l.announce(secret)
 }
@@ -201,7 +218,6 @@ func (l *launcher) announce(secret []byte) error {
 	for _, u := range all.Users {
 		l.say(u.Name, "%s", u.Link)
 	}
-	l.say(all.Admin.Name+" (admin)", "%s", all.Admin.Link)
 	return nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -126,6 +127,10 @@ func TestLauncher_startsTheWholeChat_andARestartFindsItsState(t *testing.T) {
 			t.Fatalf("a printed token is answered with %d\n%s", status, r.out.String())
 		}
 	}
+	pids := regexp.MustCompile(`(?s)replica 1 +http://\S+, process \d+\nreplica 2 +http://\S+, process \d+\n.*\nUp after`)
+	if out := r.out.String(); !pids.MatchString(out) || strings.Contains(out, "/chat/admin") {
+		t.Errorf("output\n%s", out)
+	}
 	secrets := func() string {
 		var all []string
 		for _, name := range []string{"jwt_secret", "keyset.json"} {
@@ -173,8 +178,9 @@ func TestLauncher_aTakenPortGivesOneClearLine(t *testing.T) {
 func TestLauncher_refusesArgumentsItDoesNotKnow(t *testing.T) {
 	for _, args := range [][]string{{"--nonsense"}, {"extra"}, {"--replicas", "0"}, {"--redis", "maybe"}} {
 		var out bytes.Buffer
-		if err := run(t.Context(), args, os.Getenv, &out); err == nil {
-			t.Errorf("%v accepted", args)
+		err := run(t.Context(), args, os.Getenv, &out)
+		if err == nil || strings.Contains(err.Error(), "\n") || out.Len() > 0 {
+			t.Errorf("%v: %v and output %q, want one line", args, err, out.String())
 		}
 	}
 }
@@ -183,6 +189,10 @@ func TestHelp_isNoError(t *testing.T) {
 	var out bytes.Buffer
 	if err := run(t.Context(), []string{"--help"}, os.Getenv, &out); err != nil || !strings.Contains(out.String(), "go run -C dev .") {
 		t.Errorf("%v, %q", err, out.String())
+	}
+	flags := regexp.MustCompile(`(?m)^  --\w+`).FindAllString(out.String(), -1)
+	if got := strings.Join(flags, ""); got != "  --addr  --replicas  --reset  --state  --redis  --s3  --delay" {
+		t.Errorf("flags in the order %s", got)
 	}
 }
 
@@ -197,13 +207,52 @@ func TestService_thatEndsIsReported_startedAgain_andEndsWhenStopped(t *testing.T
 	if err != nil {
 		t.Fatal(err)
 	}
-	if line := <-lines; !strings.Contains(line, "thing: ended by itself (exit status 3)") || !strings.Contains(line, "last words") {
+	if line := <-lines; !strings.Contains(line, "ended by itself (exit status 3: last words)") || !strings.Contains(line, "log: "+dir) || strings.Contains(line, "\n") {
 		t.Errorf("report %q", line)
 	}
-	if line := <-lines; line != "thing: runs again" {
+	if line := <-lines; !strings.HasPrefix(line, "thing: runs again, process ") {
 		t.Errorf("report %q", line)
 	}
 	s.stop()
+}
+
+func TestService_thatIsKilledIsReportedInOneLineForPeople(t *testing.T) {
+	lines := make(chan string, 100)
+	say := func(part, format string, args ...any) { lines <- part + ": " + fmt.Sprintf(format, args...) }
+	s, err := keep(t.Context(), "thing", time.Second, say, func(ctx context.Context) (*rig.Proc, error) {
+		script := `echo '{"msg":"serving"}'; exec sleep 600`
+		return rig.Start(ctx, rig.Spec{Name: "thing", Path: "sh", Args: []string{"-c", script}, Dir: t.TempDir()})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.stop()
+	p, err := os.FindProcess(s.firstPid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	line := <-lines
+	if want := fmt.Sprintf("thing: process %d was killed (signal: killed); starting again in", s.firstPid); !strings.HasPrefix(line, want) || strings.Contains(line, "{") || strings.Contains(line, "\n") {
+		t.Errorf("report %q, want %q", line, want)
+	}
+}
+
+func TestLauncher_aSecondOneInTheSameCloneIsToldSo(t *testing.T) {
+	s := newState(t)
+	var lc net.ListenConfig
+	ln, err := lc.Listen(t.Context(), "tcp", loopback(rig.FreePort()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ln.Close() }()
+	var out bytes.Buffer
+	err = run(t.Context(), []string{"--addr", ln.Addr().String(), "--state", s.dir}, os.Getenv, &out)
+	if err == nil || !strings.Contains(err.Error(), "this launcher runs already") || !strings.Contains(err.Error(), "--state") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("got %v", err)
+	}
 }
 
 func TestMiniRedis_lettingTimePass(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
@@ -25,14 +26,15 @@ const (
 // build makes the product's binary and the scripted model's.
 func (l *launcher) build(ctx context.Context) (chatbox, fake string, err error) {
 	bin := l.state.path("bin")
-	l.say("chatbox", "building (the first time takes a minute or two)")
+	l.say("chatbox", "building (the first time takes about two minutes)")
 	err = l.goBuild(ctx, "chatbox", l.root, bin+string(filepath.Separator), ".", "./internal/llmfake/cmd/llmfake")
 	return filepath.Join(bin, "chatbox"), filepath.Join(bin, "llmfake"), err
 }
 
 // goBuild runs go build in a module and says every ten seconds that it is still at it.
 func (l *launcher) goBuild(ctx context.Context, part, module, output string, packages ...string) error {
-	cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-o", output}, packages...)...)
+	// Without the revision in it, a binary need not be linked again after every commit.
+	cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-buildvcs=false", "-o", output}, packages...)...)
 	cmd.Dir = module
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
 	done := make(chan struct{})
@@ -207,48 +209,72 @@ func (l *launcher) startMail(ctx context.Context) error {
 	return nil
 }
 
-// startReplicas starts the copies of the product's binary, all at once.
+// startReplicas starts the copies of the product's binary, all at once, and tells of them in order.
 func (l *launcher) startReplicas(ctx context.Context, bin string) error {
-	errs := make(chan error, len(l.backends))
+	services, errs := make([]*service, len(l.backends)), make([]error, len(l.backends))
+	var all sync.WaitGroup
 	for i, addr := range l.backends {
 		name := "replica " + strconv.Itoa(i+1)
-		l.starting.Go(func() {
-			s, err := keep(ctx, name, 3*drainTimeout, l.say, func(ctx context.Context) (*rig.Proc, error) {
+		all.Go(func() {
+			services[i], errs[i] = keep(ctx, name, 3*drainTimeout, l.say, func(ctx context.Context) (*rig.Proc, error) {
 				return rig.Start(ctx, rig.Spec{
 					Name: "replica-" + strconv.Itoa(i+1), Path: bin,
 					Args: []string{"serve", "--dev", "--config", l.state.path("chatbox.toml"), "--addr", addr},
 					Dir:  l.state.path("logs"), Addr: addr, Ready: answers("/chat/readyz"),
 				})
 			})
-			if err == nil {
-				l.onStop(endReplicas, s.stop)
-				l.say(name, "http://%s/chat/", addr)
-			}
-			errs <- err
 		})
 	}
-	var all error
-	for range l.backends {
-		all = errors.Join(all, <-errs)
+	all.Wait()
+	for i, s := range services {
+		if errs[i] == nil {
+			l.onStop(endReplicas, s.stop)
+			l.say(s.name, "http://%s/chat/, process %d", l.backends[i], s.firstPid)
+		}
 	}
-	return all
+	return errors.Join(errs...)
 }
 
-// startS3 builds the S3 server, slowly and last, and starts it. The chat does not need it: a failure is a warning.
+// earlyS3 starts the S3 server beside the rest when it has been built before, and closes the channel when that is
+// done. The first build takes longer than everything else together: it is left for when the chat is up.
+func (l *launcher) earlyS3(ctx context.Context) <-chan struct{} {
+	done := make(chan struct{})
+	bin, err := s3Binary()
+	if err == nil {
+		_, err = os.Stat(bin)
+	}
+	switch {
+	case !l.s3:
+		close(done)
+	case err != nil:
+		l.lateS3 = true
+		l.say("s3", "is built once the chat is up (once, some minutes); files and voice will need it, the chat does not")
+		close(done)
+	default:
+		l.starting.Go(func() {
+			defer close(done)
+			l.startS3(ctx)
+		})
+	}
+	return done
+}
+
+// startS3 builds the S3 server and starts it. The chat does not need it: a failure is a warning.
 func (l *launcher) startS3(ctx context.Context) {
 	if err := l.tryS3(ctx); err != nil && ctx.Err() == nil {
 		l.say("s3", "not available: %v", err)
 	}
 }
 
-func (l *launcher) tryS3(ctx context.Context) error {
+func s3Binary() (string, error) {
 	cache, err := os.UserCacheDir()
+	return filepath.Join(cache, "chatbox-dev", "s3"), err
+}
+
+func (l *launcher) tryS3(ctx context.Context) error {
+	bin, err := s3Binary()
 	if err != nil {
 		return err
-	}
-	bin := filepath.Join(cache, "chatbox-dev", "s3")
-	if _, err := os.Stat(bin); err != nil {
-		l.say("s3", "building in the background (once, some minutes); files and voice need it, the chat does not")
 	}
 	if err := l.goBuild(ctx, "s3", filepath.Join(l.root, "dev", "s3"), bin, "."); err != nil {
 		return err

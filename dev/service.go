@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
+	"os/exec"
 	"strings"
 	"time"
 
@@ -24,6 +26,8 @@ type service struct {
 	wait  time.Duration // between asking a process to end and insisting
 	say   sayFunc
 
+	firstPid int // of the first process
+
 	cancel context.CancelFunc
 	done   chan struct{} // closed by loop, its only sender, when the last process is gone
 }
@@ -38,7 +42,7 @@ func keep(ctx context.Context, name string, wait time.Duration, say sayFunc, sta
 		return nil, err
 	}
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	v := &service{name: name, start: start, wait: wait, say: say, cancel: cancel, done: make(chan struct{})}
+	v := &service{name: name, start: start, wait: wait, say: say, firstPid: p.Pid, cancel: cancel, done: make(chan struct{})}
 	go v.loop(life, p) // stop waits for it
 	return v, nil
 }
@@ -56,7 +60,7 @@ func (v *service) loop(ctx context.Context, p *rig.Proc) {
 			if time.Since(started) > stableAfter {
 				backoff = firstBackoff
 			}
-			v.say(v.name, "ended by itself (%s), starting again in %s; log: %s%s", reason(p.Wait()), backoff, p.Log, lastLines(p.Tail()))
+			v.say(v.name, "process %d %s; starting again in %s; log: %s", p.Pid, ending(p), backoff, p.Log)
 			p, backoff = v.again(ctx, backoff)
 		}
 	}
@@ -74,7 +78,7 @@ func (v *service) again(ctx context.Context, backoff time.Duration) (*rig.Proc, 
 		p, err := v.start(ctx)
 		switch {
 		case err == nil:
-			v.say(v.name, "runs again")
+			v.say(v.name, "runs again, process %d", p.Pid)
 			return p, backoff
 		case ctx.Err() == nil:
 			v.say(v.name, "%v; again in %s", err, backoff)
@@ -96,23 +100,23 @@ func (v *service) stop() {
 	<-v.done
 }
 
-// lastLines is the end of a log, made to follow a report.
-func lastLines(text string) string {
-	if text == "" {
-		return ""
+// ending tells in one line how a process came to its end: killed, or by itself with its last words. A structured log
+// line is no word for a person; it stays in the log.
+func ending(p *rig.Proc) string {
+	err := p.Wait()
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	if ok && exit.ProcessState.ExitCode() < 0 {
+		return "was killed (" + err.Error() + ")"
 	}
-	lines := strings.Split(text, "\n")
-	if len(lines) > 3 {
-		lines = lines[len(lines)-3:]
+	text := "ended by itself (exit status 0"
+	if err != nil {
+		text = "ended by itself (" + err.Error()
 	}
-	return "\n    " + strings.Join(lines, "\n    ")
-}
-
-func reason(err error) string {
-	if err == nil {
-		return "exit status 0"
+	tail := strings.TrimSpace(p.Tail())
+	if last := strings.TrimSpace(tail[strings.LastIndex(tail, "\n")+1:]); last != "" && !strings.HasPrefix(last, "{") {
+		text += ": " + last[:min(len(last), 200)]
 	}
-	return err.Error()
+	return text + ")"
 }
 
 // answers is a probe for rig: path on the process answers 200.

@@ -53,6 +53,16 @@ func openState(dir string) (*state, error) {
 	return s, nil
 }
 
+// heldState says whether a launcher has this directory right now. It makes nothing.
+func heldState(dir string) bool {
+	f, err := os.Open(filepath.Join(dir, lockName))
+	if err != nil {
+		return false
+	}
+	defer func() { _ = f.Close() }() // gives the lock back
+	return errors.Is(syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB), syscall.EWOULDBLOCK)
+}
+
 // tidy makes room for this run's logs, keeping those of the last one, and takes away what a killed launcher left.
 func (s *state) tidy() error {
 	if err := os.RemoveAll(s.path("logs.old")); err != nil {
@@ -140,7 +150,7 @@ type person struct {
 	Name  string   `json:"name"`
 	Roles []string `json:"roles,omitempty"`
 	Token string   `json:"token"`
-	Link  string   `json:"link"`
+	Link  string   `json:"link,omitempty"` // empty where there is no page for them
 }
 
 // links is what the launcher prints and, for scripts, writes to links.json while it is up.
@@ -150,10 +160,11 @@ type links struct {
 	Admin person   `json:"admin"`
 }
 
-// makeLinks signs a token for two users and an admin. A token is in the fragment, which browsers never send.
+// makeLinks signs a token for two users and an admin. A token is in the fragment, which browsers never send. The
+// admin has a token but no link: there is no page for the staff yet.
 func makeLinks(url string, secret []byte, now time.Time) (links, error) {
 	l := links{URL: url, Users: []person{{ID: "ada", Name: "Ada"}, {ID: "ben", Name: "Ben"}}, Admin: person{ID: "chris", Name: "Chris", Roles: []string{"admin"}}}
-	sign := func(p *person, path string) error {
+	sign := func(p *person) error {
 		claims := jwt.MapClaims{"sub": p.ID, "name": p.Name, "roles": p.Roles, "iat": now.Unix(), "exp": now.Add(tokenLife).Unix()}
 		if p.Roles == nil {
 			claims["roles"] = []string{}
@@ -162,12 +173,14 @@ func makeLinks(url string, secret []byte, now time.Time) (links, error) {
 		if err != nil {
 			return fmt.Errorf("sign a token for %s: %w", p.ID, err)
 		}
-		p.Token, p.Link = token, url+path+"#token="+token
+		p.Token = token
 		return nil
 	}
-	errs := []error{sign(&l.Admin, "/chat/admin/")}
+	errs := []error{sign(&l.Admin)}
 	for i := range l.Users {
-		errs = append(errs, sign(&l.Users[i], "/chat/"))
+		u := &l.Users[i]
+		errs = append(errs, sign(u))
+		u.Link = url + "/chat/#token=" + u.Token
 	}
 	return l, errors.Join(errs...)
 }

@@ -83,7 +83,12 @@ func TestLinks_carrySignedTokensInTheFragment(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, p := range append(all.Users, all.Admin) {
-		_, fragment, _ := strings.Cut(p.Link, "#token=")
+		_, fragment, _ := strings.Cut(p.Link, "http://127.0.0.1:8080/chat/#token=")
+		if p.ID == all.Admin.ID {
+			if fragment = p.Token; p.Link != "" {
+				t.Errorf("a link to a page that is not there: %s", p.Link)
+			}
+		}
 		claims := jwt.MapClaims{}
 		if _, err := jwt.ParseWithClaims(fragment, claims, func(*jwt.Token) (any, error) { return secret, nil }, jwt.WithValidMethods([]string{"HS256"}), jwt.WithExpirationRequired()); err != nil {
 			t.Errorf("token of %s: %v", p.ID, err)
@@ -91,9 +96,6 @@ func TestLinks_carrySignedTokensInTheFragment(t *testing.T) {
 		if claims["sub"] != p.ID || claims["name"] != p.Name {
 			t.Errorf("claims %v of %s", claims, p.ID)
 		}
-	}
-	if !strings.HasPrefix(all.Admin.Link, "http://127.0.0.1:8080/chat/admin/#token=") {
-		t.Errorf("admin link %s", all.Admin.Link)
 	}
 }
 

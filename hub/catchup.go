@@ -2,6 +2,7 @@ package hub
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"time"
 )
@@ -29,7 +30,11 @@ func pause(ctx context.Context, attempt int) bool {
 func (h *Hub) read(ctx context.Context, topic string, pos Position) (Page, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.opts.ReadWait)
 	defer cancel()
-	return h.opts.Source.Read(ctx, topic, pos)
+	page, err := h.opts.Source.Read(ctx, topic, pos)
+	if err == nil && page.More && page.Position == pos {
+		err = errStuck
+	}
+	return page, err
 }
 
 // mark is the state of the topic when a read began.
@@ -67,7 +72,7 @@ func (m *member) catchUp() {
 			continue
 		}
 		failures++
-		if err != errAgain {
+		if !errors.Is(err, errAgain) {
 			c.hub.log.Debug("page not read", "client", c.id, "session_id", m.t.name, "attempt", failures, "error", err)
 		}
 		if !pause(&c.life, failures) {
@@ -116,12 +121,11 @@ func (m *member) awaitTurn() (ok bool) {
 	return ok
 }
 
-// errAgain says that the topic is not where the page is.
-var errAgain = errorString("topic stands in another epoch")
-
-type errorString string
-
-func (e errorString) Error() string { return string(e) }
+// errAgain says that the topic is not where the page is, errStuck that a page promises more without an end.
+var (
+	errAgain = errors.New("topic stands in another epoch")
+	errStuck = errors.New("page is cut before its first message")
+)
 
 // step reads and queues one page. done says that the member is live, or has left.
 func (m *member) step() (done bool, err error) {
@@ -133,6 +137,11 @@ func (m *member) step() (done bool, err error) {
 	t.mu.Unlock()
 
 	page, err := t.hub.read(&m.c.life, t.name, pos)
+	if errors.Is(err, ErrLost) {
+		t.hub.log.Error("topic lost", "client", m.c.id, "session_id", t.name, "error", err)
+		m.c.Close(CodeResync, "session cannot be read")
+		return true, nil
+	}
 	if err != nil {
 		return false, err
 	}
@@ -148,6 +157,10 @@ func (m *member) step() (done bool, err error) {
 	}
 	t.mu.Unlock()
 	k.flush(t.hub)
+	if page.Over != nil && !page.More {
+		m.c.Close(page.Over.Code, page.Over.Reason)
+		return true, nil
+	}
 	return done, err
 }
 

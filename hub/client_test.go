@@ -247,6 +247,18 @@ func TestContext_carriesDerivedContexts(t *testing.T) {
 	late, cancelLate := context.WithCancel(c.Context())
 	defer cancelLate()
 	require.ErrorIs(t, late.Err(), context.Canceled)
+
+	// Package context calls AfterFunc with a lock held that f takes.
+	var mu sync.Mutex
+	called := make(chan struct{})
+	mu.Lock()
+	c.Context().(interface{ AfterFunc(func()) func() bool }).AfterFunc(func() {
+		mu.Lock()
+		defer mu.Unlock()
+		close(called)
+	})
+	mu.Unlock()
+	<-called
 }
 
 func TestHandler_thatPanicsCostsOneClient(t *testing.T) {

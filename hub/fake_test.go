@@ -133,6 +133,7 @@ func (s *source) publish(m hub.Message) {
 
 // lagging puts the bus behind the store, by random times.
 func (s *source) lagging(t testing.TB) {
+	t.Helper()
 	s.lag = make(chan hub.Message, 10_000)
 	done := make(chan struct{})
 	go func() {

@@ -2,6 +2,7 @@ package hub
 
 import (
 	"context"
+	"errors"
 )
 
 // tendLocked sees to it that somebody brings the topic to where it should be.
@@ -24,9 +25,7 @@ func (t *topic) tend() {
 		switch {
 		case !t.subscribed && len(t.members) > 0:
 			t.mu.Unlock()
-			if !t.subscribe() {
-				return
-			}
+			t.subscribe()
 		case t.subscribed && len(t.members) == 0:
 			t.subscribed, t.known, t.wanted = false, false, false
 			t.mu.Unlock()
@@ -49,8 +48,8 @@ func (t *topic) tend() {
 	}
 }
 
-// subscribe tries until it succeeds or nobody wants it. It reports false at the end of the hub.
-func (t *topic) subscribe() bool {
+// subscribe tries until it succeeds, nobody wants it, or the hub ends, which it does without members.
+func (t *topic) subscribe() {
 	h := t.hub
 	for attempt := 1; ; attempt++ {
 		ctx, cancel := context.WithTimeout(&h.life, h.opts.ReadWait)
@@ -64,16 +63,16 @@ func (t *topic) subscribe() bool {
 				t.ready = nil
 			}
 			t.mu.Unlock()
-			return true
+			return
 		}
 		wanted := len(t.members) > 0
 		t.mu.Unlock()
 		if !wanted {
-			return true
+			return
 		}
 		h.log.Debug("topic not subscribed", "session_id", t.name, "attempt", attempt, "error", err)
 		if !pause(&h.life, attempt) {
-			return false
+			return
 		}
 	}
 }
@@ -110,18 +109,39 @@ func (t *topic) fill() {
 		t.mu.Unlock()
 
 		page, err := h.read(&h.life, t.name, pos)
+		if errors.Is(err, ErrLost) {
+			h.log.Error("topic lost", "session_id", t.name, "error", err)
+			t.closeLive(Over{CodeResync, "session cannot be read"})
+		}
 		if err != nil {
 			failures++
 			h.log.Debug("topic not read", "session_id", t.name, "attempt", failures, "error", err)
-			if !pause(&h.life, failures) {
-				return
-			}
+			pause(&h.life, failures) // at the end of the hub nobody is live any more
 			continue
 		}
 		failures = 0
-		if t.absorb(&page, at) {
+		complete := t.absorb(&page, at)
+		if page.Over != nil && !page.More {
+			t.closeLive(*page.Over)
+		}
+		if complete {
 			return
 		}
+	}
+}
+
+// closeLive closes the clients that follow the topic. Those that are catching up find out by themselves.
+func (t *topic) closeLive(over Over) {
+	t.mu.Lock()
+	var clients []*Client
+	for _, m := range t.members {
+		if m.live {
+			clients = append(clients, m.c)
+		}
+	}
+	t.mu.Unlock()
+	for _, c := range clients {
+		c.Close(over.Code, over.Reason)
 	}
 }
 

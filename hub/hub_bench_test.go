@@ -134,6 +134,7 @@ func BenchmarkIdleMemory(b *testing.B) {
 }
 
 func idle(b *testing.B, url string, conns int) {
+	b.Helper()
 	for b.Loop() {
 		before, heap := resident(b), heapInUse()
 		child := exec.Command(os.Args[0], "-test.run=^TestIdleConnections$")
@@ -173,6 +174,7 @@ func TestIdleConnections(t *testing.T) {
 }
 
 func resident(b *testing.B) int64 {
+	b.Helper()
 	debug.FreeOSMemory()
 	raw, err := os.ReadFile("/proc/self/statm")
 	if err != nil {

@@ -43,12 +43,12 @@ func (l *life) Err() error {
 }
 
 // AfterFunc is what context.WithCancel and its kin look for on a parent that is not their own. f is called by
-// end, or at once; it does not block, because package context starts a goroutine for what could.
+// end. It only cancels a child and does not block, because package context starts a goroutine for what could.
 func (l *life) AfterFunc(f func()) (stop func() bool) {
 	l.mu.Lock()
 	if l.ended {
 		l.mu.Unlock()
-		f()
+		go f() // the caller holds the child's lock, which f takes as soon as it can, and then ends
 		return func() bool { return false }
 	}
 	id := l.next

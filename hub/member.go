@@ -142,7 +142,7 @@ func (c *Client) Cursor(topic string) (Position, bool) {
 }
 
 // Expect says that the client is about to send the message with this key: when it comes, the client gets ack of
-// its seq instead, which may be nil for nothing. It is called before the message is appended. ack only makes the
+// its seq instead; a nil function or frame sends nothing. It is called before the message is appended. ack only makes the
 // frame: it is called with locks held. Without a membership nothing happens.
 func (c *Client) Expect(topic, key string, ack func(seq int64) []byte) {
 	m := c.member(topic)

@@ -72,7 +72,7 @@ func (c *Client) readMessage(typ websocket.MessageType, r io.Reader) (inFrame, e
 	if typ != websocket.MessageText {
 		return inFrame{kind: inNotUTF8}, nil
 	}
-	buf := scratch.Get().(*[]byte)
+	buf := scratch.Get().(*[]byte) //nolint:errcheck // the pool holds nothing else
 	defer scratch.Put(buf)
 	for n := 0; ; {
 		if n == len(*buf) {

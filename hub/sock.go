@@ -16,9 +16,6 @@ const (
 	opPong  byte = 0x8a
 )
 
-// maxHeader is the longest header of a frame that a server sends.
-const maxHeader = 10
-
 // sock is the connection as the WebSocket library and the client's writer share it. The library reads, and
 // writes nothing but close frames, each in one Write; everything else is written by the client as whole frames,
 // many at a time. Both stop at the first close frame.

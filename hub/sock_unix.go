@@ -53,7 +53,7 @@ var attempts = sync.Pool{New: func() any {
 
 // tryWrite writes what the kernel takes at once. A full send buffer is not an error.
 func tryWrite(raw syscall.RawConn, p []byte) (int, error) {
-	a := attempts.Get().(*attempt)
+	a := attempts.Get().(*attempt) //nolint:errcheck // the pool holds nothing else
 	a.p, a.n, a.err = p, 0, nil
 	err := raw.Write(a.do)
 	n := a.n

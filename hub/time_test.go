@@ -44,6 +44,7 @@ type dialFunc func(onPing func(context.Context, []byte) bool) *websocket.Conn
 
 // inBubble runs f with a hub whose clock is fake.
 func inBubble(t *testing.T, opts hub.Options, f func(t *testing.T, th *testHub, dial dialFunc)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		src := newSource()
 		opts.Source = src
@@ -74,6 +75,7 @@ func inBubble(t *testing.T, opts hub.Options, f func(t *testing.T, th *testHub, 
 // Promise 5: no ping or other frame for 90 s: the server closes; never earlier.
 func TestIdle_closesAfterNinetySecondsOfSilence(t *testing.T) {
 	inBubble(t, hub.Options{}, func(t *testing.T, th *testHub, dial dialFunc) {
+		t.Helper()
 		ws := dial(nil)
 		<-th.accepted
 		begin := time.Now()
@@ -88,6 +90,7 @@ func TestIdle_closesAfterNinetySecondsOfSilence(t *testing.T) {
 // Promise 5: frames and ping frames are signs of life, also when the server pings and its pongs come back.
 func TestIdle_messagesAndPingsAreLifePongsAreNot(t *testing.T) {
 	inBubble(t, hub.Options{PingEvery: 54 * time.Second}, func(t *testing.T, th *testHub, dial dialFunc) {
+		t.Helper()
 		ws := dial(nil) // answers pings while it reads
 		<-th.accepted
 		ended := make(chan time.Time, 1)
@@ -111,6 +114,7 @@ func TestIdle_messagesAndPingsAreLifePongsAreNot(t *testing.T) {
 
 func TestPing_isSentByTheServerEveryPeriod(t *testing.T) {
 	inBubble(t, hub.Options{PingEvery: 20 * time.Second}, func(t *testing.T, th *testHub, dial dialFunc) {
+		t.Helper()
 		var mu sync.Mutex
 		var pings []time.Duration
 		begin := time.Now()
@@ -134,6 +138,7 @@ func TestPing_isSentByTheServerEveryPeriod(t *testing.T) {
 // A peer that takes nothing is given up after WriteWait, also where writing cannot be tried first.
 func TestWriteWait_endsAWriteThatNobodyTakes(t *testing.T) {
 	inBubble(t, hub.Options{}, func(t *testing.T, th *testHub, dial dialFunc) {
+		t.Helper()
 		ws := dial(nil)
 		defer ws.CloseNow()
 		c := <-th.accepted
@@ -147,6 +152,7 @@ func TestWriteWait_endsAWriteThatNobodyTakes(t *testing.T) {
 // Frames keep their order also where a goroutine has to write them.
 func TestWrite_keepsOrderOverPipes(t *testing.T) {
 	inBubble(t, hub.Options{}, func(t *testing.T, th *testHub, dial dialFunc) {
+		t.Helper()
 		ws := dial(nil)
 		c := <-th.accepted
 		for i := range 200 {
@@ -166,6 +172,7 @@ func TestWrite_keepsOrderOverPipes(t *testing.T) {
 // The source fails, then works: the pauses in between grow from 50 ms to 2 s, each at least half as long.
 func TestSource_isTriedAgainWithPauses(t *testing.T) {
 	inBubble(t, hub.Options{}, func(t *testing.T, th *testHub, dial dialFunc) {
+		t.Helper()
 		ws := dial(nil)
 		c := <-th.accepted
 		require.NoError(t, c.Join("s", hub.Position{}, []byte("live")))

@@ -55,6 +55,13 @@ type expectation struct {
 	ack func(seq int64) []byte
 }
 
+func (e *expectation) frame(seq int64) []byte {
+	if e.ack == nil {
+		return nil
+	}
+	return e.ack(seq)
+}
+
 // progress is the newest chunk of the newest answer that a client has been shown.
 type progress struct {
 	answer         string
@@ -202,7 +209,7 @@ func (m *member) deliverLocked(msg *Message, snapshot, paged bool, k *kicks) {
 	m.cursor = Position{msg.Epoch, msg.Seq}
 	data := msg.Data
 	if i := m.expected(msg.Key); i >= 0 {
-		data = m.expects[i].ack(msg.Seq)
+		data = m.expects[i].frame(msg.Seq)
 		m.expects = slices.Delete(m.expects, i, i+1)
 	}
 	if msg.Answer != "" {
@@ -220,7 +227,7 @@ func (m *member) settleLocked(k *kicks) {
 		if e.seq == 0 || e.seq > m.cursor.Seq {
 			return false
 		}
-		m.pushLocked(e.ack(e.seq), false, k)
+		m.pushLocked(e.frame(e.seq), false, k)
 		return true
 	})
 }

@@ -9,6 +9,9 @@ import (
 var (
 	ErrClosed   = errors.New("client is closed")
 	ErrDraining = errors.New("hub accepts no more connections")
+	// ErrLost is what a Source returns, wrapped, when asking again cannot help. The readers are closed with
+	// CodeResync, so that they begin anew.
+	ErrLost = errors.New("topic cannot be read")
 )
 
 // Position is how far a topic has been read. Epochs are compared for equality only; an empty one means that
@@ -40,6 +43,14 @@ type Page struct {
 	Snapshot bool
 	More     bool     // the page was cut; ask again from Position
 	Running  *Message // the whole text so far of the answer being written, nil when none is
+	// Over, if not nil, says that nothing will follow this page: its readers are closed once they have it.
+	Over *Over
+}
+
+// Over is how the clients of a topic are closed that has come to its end.
+type Over struct {
+	Code   Code
+	Reason string
 }
 
 // Source is where topics are read and announced. Its methods are called from goroutines of the hub.

@@ -167,7 +167,7 @@ func (c *Client) take() *batch {
 		c.wakeLocked()
 		return nil
 	}
-	b := batches.Get().(*batch)
+	b := batches.Get().(*batch) //nolint:errcheck // the pool holds nothing else
 	taken := 0
 	for i := range c.queue {
 		f := &c.queue[i]

@@ -106,10 +106,15 @@ func logError(ctx context.Context, log *slog.Logger, o outcome, err error, attrs
 	log.WarnContext(ctx, "request refused", attrs...)
 }
 
-// errorType names the innermost kind of an error for the log.
+// errorType names the innermost kind of an error for the log. Where several are wrapped the cause is the last.
 func errorType(err error) string {
 	for {
 		next := errors.Unwrap(err)
+		if many, ok := err.(interface{ Unwrap() []error }); ok {
+			if errs := many.Unwrap(); len(errs) > 0 {
+				next = errs[len(errs)-1]
+			}
+		}
 		if next == nil {
 			return typeName(err)
 		}
@@ -128,6 +133,9 @@ type problem struct {
 
 // writeError answers an HTTP request with a problem.
 func (s *Server) writeError(c echo.Context, err error) error {
+	if errors.Is(err, context.Canceled) && c.Request().Context().Err() != nil {
+		return nil //nolint:nilerr // the client has gone; there is nobody to tell, and nothing of ours has failed
+	}
 	var he *echo.HTTPError
 	if errors.As(err, &he) {
 		err = fromEcho(he)

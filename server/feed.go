@@ -3,7 +3,9 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"slices"
 
 	"github.com/real-rm/chatbox/hub"
 	"github.com/real-rm/chatbox/server/protocol"
@@ -33,10 +35,16 @@ func (f feed) Read(ctx context.Context, topic string, pos hub.Position) (hub.Pag
 	if errors.Is(err, sessionstore.ErrNotFound) && f.revival.Revive(ctx, topic, "") == nil {
 		p, err = f.events.Read(ctx, topic, sessionstore.Position(pos)) // Redis had lost the session
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, sessionstore.ErrNotFound), errors.Is(err, sessionstore.ErrUnsealed):
+		return hub.Page{}, fmt.Errorf("%w: %w", hub.ErrLost, err)
+	case err != nil:
 		return hub.Page{}, err
 	}
 	page := hub.Page{Position: hub.Position(p.Position), Snapshot: p.Snapshot, More: p.More}
+	if p.Session.ID != "" && !p.Session.Active {
+		page.Over = overOf(p.Messages)
+	}
 	if p.Running != nil {
 		running := hubMessage(*p.Running)
 		page.Running = &running
@@ -58,6 +66,30 @@ func (f feed) Read(ctx context.Context, topic string, pos hub.Position) (hub.Pag
 	}
 	return page, nil
 }
+
+// overOf says how the sockets of an ended session are closed: with the code that fits its last event.
+func overOf(messages []sessionstore.Message) *hub.Over {
+	for _, m := range slices.Backward(messages) {
+		if m.Type == sessionstore.TypeEnded {
+			return endOf(m)
+		}
+	}
+	return &hub.Over{Code: hub.CodeEnded, Reason: reasonEnded}
+}
+
+// endOf says how the sockets of a session are closed by its session_ended.
+func endOf(m sessionstore.Message) *hub.Over {
+	if ev, err := sessionstore.ParseFrame(m.Frame); err == nil && ev.Metadata[sessionstore.MetaNext] != "" {
+		return &hub.Over{Code: hub.CodeResync, Reason: reasonElsewhere}
+	}
+	return &hub.Over{Code: hub.CodeEnded, Reason: reasonEnded}
+}
+
+// Reasons of closes at the end of a session.
+const (
+	reasonEnded     = "session ended"
+	reasonElsewhere = "session goes on elsewhere"
+)
 
 // Subscribe makes sure that the session's channel reaches this replica.
 func (f feed) Subscribe(ctx context.Context, topic string) error {
@@ -110,18 +142,15 @@ func (d delivery) closeEnded(m sessionstore.Message) {
 	if d.hub.Topic(m.SessionID) == 0 {
 		return
 	}
-	code, reason := hub.CodeEnded, "session ended"
-	if ev, err := sessionstore.ParseFrame(m.Frame); err == nil && ev.Metadata[sessionstore.MetaNext] != "" {
-		code, reason = hub.CodeResync, "session goes on elsewhere"
-	}
+	over := endOf(m)
 	d.hub.Each(func(c *hub.Client) {
 		at, joined := c.Cursor(m.SessionID)
 		switch {
 		case !joined:
 		case at.Seq >= m.Seq:
-			c.Close(code, reason)
+			c.Close(over.Code, over.Reason)
 		default:
-			c.Close(code, reason, m.Frame)
+			c.Close(over.Code, over.Reason, m.Frame)
 		}
 	})
 }

@@ -9,13 +9,18 @@ import (
 	"github.com/labstack/echo/v4"
 )
 
-// probeEvery is how often Redis and MongoDB are asked whether they are there.
-const probeEvery = time.Second
+// probeEvery is how often Redis and MongoDB are asked whether they are there, probeTimeout how long each may take
+// to say so.
+const (
+	probeEvery   = time.Second
+	probeTimeout = 2 * time.Second
+)
 
 // health is what the probes tell. MongoDB's absence never makes a replica unready: the chat goes on without it.
 type health struct {
 	draining   atomic.Bool
 	redisSeen  atomic.Int64 // unix nanoseconds of the last answer; 0: never
+	redisOn    atomic.Bool  // as it was last logged
 	archiveOff atomic.Bool
 }
 
@@ -34,19 +39,23 @@ func (s *Server) watchRedis(ctx context.Context) error {
 }
 
 func (s *Server) probe(ctx context.Context) {
-	pctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	wasReady := s.redisReady(time.Now())
-	if err := s.deps.Live.Ping(pctx); err == nil {
+	if err := answers(ctx, s.deps.Live.Ping); err == nil {
 		s.health.redisSeen.Store(time.Now().UnixNano())
 	}
-	if ready := s.redisReady(time.Now()); ready != wasReady && ctx.Err() == nil {
-		s.log.Warn("redis availability changed", "component", "health", "available", ready)
+	if on := s.redisReady(time.Now()); ctx.Err() == nil && s.health.redisOn.Swap(on) != on {
+		s.log.Warn("redis availability changed", "component", "health", "available", on)
 	}
-	off := s.deps.Archive.Ping(pctx) != nil
-	if s.health.archiveOff.Swap(off) != off && ctx.Err() == nil {
+	off := answers(ctx, s.deps.Archive.Ping) != nil
+	if ctx.Err() == nil && s.health.archiveOff.Swap(off) != off {
 		s.log.Warn("mongodb availability changed", "component", "health", "available", !off)
 	}
+}
+
+// answers gives each its own time, so that one that is silent does not make the other look away.
+func answers(ctx context.Context, ping func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	return ping(ctx)
 }
 
 func (s *Server) redisReady(now time.Time) bool {

@@ -41,7 +41,11 @@ func (s *Server) requestID(next echo.HandlerFunc) echo.HandlerFunc {
 func (s *Server) problems(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) (err error) {
 		defer func() {
-			if p := recover(); p != nil {
+			switch p := recover(); p {
+			case nil:
+			case http.ErrAbortHandler:
+				panic(p) // net/http cuts the connection
+			default:
 				err = s.writeError(c, fmt.Errorf("panic: %v", p))
 			}
 		}()

@@ -205,9 +205,12 @@ func (s *Server) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
+// StopAccepting refuses new sockets and says in readyz that the replica is going away.
+func (s *Server) StopAccepting() { s.health.draining.Store(true) }
+
 // Drain refuses new sockets and asks those that are here to go elsewhere, spread over time. It returns when all
 // have gone or ctx ends.
 func (s *Server) Drain(ctx context.Context, spread time.Duration) error {
-	s.health.draining.Store(true)
+	s.StopAccepting()
 	return s.hub.Drain(ctx, protocol.DrainingFrame, spread)
 }

@@ -82,7 +82,8 @@ func (s *Server) socket(c echo.Context) error {
 
 // isUpgrade says whether a request asks for a WebSocket at all, so that nothing is opened for one that does not.
 func isUpgrade(r *http.Request) bool {
-	return strings.EqualFold(r.Header.Get("Upgrade"), "websocket") && strings.Contains(strings.ToLower(r.Header.Get("Connection")), "upgrade")
+	connection := strings.Join(r.Header.Values("Connection"), ",") // proxies may send it in several lines
+	return strings.EqualFold(r.Header.Get("Upgrade"), "websocket") && strings.Contains(strings.ToLower(connection), "upgrade")
 }
 
 // identify reads and checks the token of a request.
@@ -161,10 +162,10 @@ func (s *Server) greet(client *hub.Client, id auth.Identity, o sessionstore.Open
 	if o.Recovered {
 		pos = hub.Position(at)
 	}
-	client.Start()
 	if err := client.Join(sess.ID, pos, protocol.StatusFrame(sess.ID, protocol.StatusLive)); err != nil {
 		client.Close(hub.CodeResync, "join refused")
 	}
+	client.Start() // after Join: a message that is there already must find the membership, or it gets no ack
 }
 
 // peer is one connection's identity and limits. The hub calls Frame one at a time.
@@ -183,7 +184,11 @@ type peer struct {
 	// Owned by Frame.
 	tokens   float64
 	refilled time.Time
-	typedAt  time.Time
+	typedAt  time.Time // when a beginning of typing was last passed on
+	typing   bool      // its end has not been
+	strikes  int       // frames in a row that were over the rate
+	told     time.Time // when a refusal was last logged
+	durable  int64     // as last read, for the time in which Redis is away
 
 	gone sync.Once
 }
@@ -191,15 +196,22 @@ type peer struct {
 // typingEvery is how often a typing indicator is passed on at the most.
 const typingEvery = 2 * time.Second
 
-// Frame handles one frame: form, policy, rate, then its meaning.
+// maxStrikes is how many frames in a row may be over the rate before the socket is closed: each costs an answer.
+const maxStrikes = 100
+
+// Frame handles one frame: rate, form, policy, then its meaning. A frame costs its token whatever is in it.
 func (p *peer) Frame(ctx context.Context, c *hub.Client, data []byte) {
+	ok := p.allowed(time.Now())
 	f, bad := protocol.Decode(data)
-	if bad != nil {
-		p.refuse(ctx, c, f, bad)
+	switch {
+	case !ok && p.strikes > maxStrikes:
+		p.fatal(c, hub.CodeOverloaded, &protocol.Error{Code: protocol.CodeRateLimited, Message: "Far too many messages.", Recoverable: true, RetryAfter: time.Minute})
 		return
-	}
-	if !p.allowed(time.Now()) {
+	case !ok:
 		p.refuse(ctx, c, f, errRateLimited)
+		return
+	case bad != nil:
+		p.refuse(ctx, c, f, bad)
 		return
 	}
 	if err := p.server.deps.Policy.Allow(auth.Frame(f.Type), auth.Identity{UserID: p.userID}); err != nil {
@@ -230,23 +242,46 @@ func (p *peer) handle(ctx context.Context, c *hub.Client, f protocol.Frame) erro
 	case protocol.TypeAuth:
 		return p.renew(c, f)
 	case sessionstore.TypeTyping:
-		if now := time.Now(); now.Sub(p.typedAt) >= typingEvery || !f.Active {
-			p.typedAt = now
-			return p.server.deps.Chat.Frame(ctx, c, chat.From{SessionID: p.sessionID, UserID: p.userID}, f)
+		if !p.passTyping(f.Active, time.Now()) {
+			return nil
 		}
-		return nil
+		return p.server.deps.Chat.Frame(ctx, c, chat.From{SessionID: p.sessionID, UserID: p.userID}, f)
 	default:
 		return p.server.deps.Chat.Frame(ctx, c, chat.From{SessionID: p.sessionID, UserID: p.userID}, f)
 	}
 }
 
+// passTyping lets a beginning through at most once in typingEvery, and an end only after a beginning, so that
+// neither can be used to flood the others.
+func (p *peer) passTyping(active bool, now time.Time) bool {
+	if active && now.Sub(p.typedAt) < typingEvery || !active && !p.typing {
+		return false
+	}
+	if p.typing = active; active {
+		p.typedAt = now
+	}
+	return true
+}
+
+// pongTimeout is how long a pong may wait for Redis; clients give up after 10 s.
+const pongTimeout = 3 * time.Second
+
 // ping answers with how far the session is. A client that is behind has missed the end of the stream, which no
 // later event has shown yet, and one that is ahead has seen what Redis has lost; so the hub looks.
 func (p *peer) ping(ctx context.Context, c *hub.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, pongTimeout)
+	defer cancel()
 	sess, err := p.server.deps.Live.Session(ctx, p.sessionID)
+	if errors.Is(err, sessionstore.ErrAway) || errors.Is(err, context.DeadlineExceeded) {
+		// The connection lives, whatever Redis does: without a pong all clients would leave at once and find nobody better.
+		at, _ := c.Cursor(p.sessionID)
+		c.Send(protocol.PongFrame(p.sessionID, at.Seq, p.durable))
+		return nil
+	}
 	if err != nil {
 		return err
 	}
+	p.durable = sess.Durable
 	c.Send(protocol.PongFrame(p.sessionID, sess.Seq, sess.Durable))
 	if at, joined := c.Cursor(p.sessionID); joined && (at.Seq != sess.Seq || at.Epoch != sess.Epoch) {
 		p.server.hub.Resync(p.sessionID)
@@ -277,9 +312,11 @@ func (p *peer) allowed(now time.Time) bool {
 	p.tokens = min(float64(o.SocketBurst), p.tokens+now.Sub(p.refilled).Seconds()*o.SocketRate)
 	p.refilled = now
 	if p.tokens < 1 {
+		p.strikes++
 		return false
 	}
 	p.tokens--
+	p.strikes = 0
 	return true
 }
 
@@ -289,8 +326,11 @@ func (p *peer) refuse(ctx context.Context, c *hub.Client, f protocol.Frame, err 
 		return // the socket has gone; there is nobody to tell
 	}
 	o, e := explain(err)
-	logError(ctx, p.server.log, o, err, "component", "ws", "user_id", p.userID, "session_id", p.sessionID, "conn_id", p.connID,
-		"frame_type", knownType(f.Type), "message_id", f.MessageID)
+	if now := time.Now(); o.internal || o.close != 0 || now.Sub(p.told) >= time.Second { // a client must not fill the log
+		p.told = now
+		logError(ctx, p.server.log, o, err, "component", "ws", "user_id", p.userID, "session_id", p.sessionID, "conn_id", p.connID,
+			"frame_type", knownType(f.Type), "message_id", f.MessageID)
+	}
 	frame := protocol.ErrorFrame(p.sessionID, f.MessageID, e)
 	if o.close != 0 {
 		c.Close(o.close, string(o.code), frame)

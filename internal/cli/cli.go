@@ -11,8 +11,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"runtime/debug"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -24,6 +26,13 @@ const (
 	exitOK    = 0
 	exitError = 1 // the command failed, or the settings are not usable
 	exitUsage = 2 // the command line makes no sense
+)
+
+// Groups of commands in the help, in this order.
+const (
+	groupRun   = "run"
+	groupSetUp = "setup"
+	groupOther = "other"
 )
 
 // Options are what a command works with. Nil writers discard.
@@ -51,16 +60,22 @@ func Run(ctx context.Context, opts Options) int {
 	root.SetArgs(append([]string{}, opts.Args...)) // nil would mean os.Args
 	root.SetOut(opts.Stdout)
 	root.SetErr(opts.Stderr)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	switch {
 	case err == nil:
 		return exitOK
 	case !p.ran:
-		_, _ = fmt.Fprintf(opts.Stderr, "chatbox: %v\nTry: chatbox --help\n", err)
+		_, _ = fmt.Fprintf(opts.Stderr, "chatbox: %s\nTry: %s --help\n", oneLine(err), cmd.CommandPath())
 		return exitUsage
 	}
 	_, _ = fmt.Fprintf(opts.Stderr, "chatbox: %v\n", err)
 	return exitError
+}
+
+// oneLine is the text of a usage error with the library's list of similar commands in the same line.
+func oneLine(err error) string {
+	text := strings.Replace(strings.TrimSpace(err.Error()), "\n\nDid you mean this?\n\t", "; did you mean ", 1)
+	return strings.ReplaceAll(text, "\n\t", " or ")
 }
 
 // program is one run of the command line. Used by one goroutine.
@@ -86,12 +101,12 @@ func (p *program) root() *cobra.Command {
 First steps on a laptop with Redis and MongoDB:
 
   chatbox serve --dev
-  chatbox token --dev --user alice --name Alice
+  chatbox token --dev --user alice --name Alice    prints a token, good for http://127.0.0.1:8080/chat/#token=...
 
 In production:
 
-  chatbox keys new                          make the keyset for encryption, once
-  chatbox config check --config app.toml    find mistakes before a start does
+  chatbox keys new                                 make the keyset for encryption, once
+  chatbox config check --config app.toml           find mistakes before a start does
   chatbox serve --config app.toml
 
 Every setting can be given by a file, by the environment or by --set; later ones win:
@@ -101,12 +116,17 @@ Every setting can be given by a file, by the environment or by --set; later ones
   CHATBOX__REDIS__URL       the value
   CHATBOX__REDIS__URL_FILE  a file that holds the value
   --set redis.url=...       the value`,
+		Version:       Version(), // also --version
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE:          showHelp,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(p.serve(), p.token(), p.keys(), p.config(), p.dlq(), p.version())
+	root.SetVersionTemplate("{{.Name}} {{.Version}}\n")
+	root.AddGroup(&cobra.Group{ID: groupRun, Title: "Run it:"}, &cobra.Group{ID: groupSetUp, Title: "Set it up and try it:"},
+		&cobra.Group{ID: groupOther, Title: "Other:"})
+	root.SetHelpCommandGroupID(groupOther)
+	root.AddCommand(p.serve(), p.keys(), p.config(), p.token(), p.dlq(), p.version())
 	return root
 }
 
@@ -116,7 +136,7 @@ func showHelp(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 func (p *program) serve() *cobra.Command {
 	var from sourceFlags
 	cmd := &cobra.Command{
-		Use:   "serve",
+		Use: "serve", GroupID: groupRun,
 		Short: "Serve until SIGTERM or SIGINT",
 		Long: `Serve runs one replica until SIGTERM or SIGINT, then drains: clients are told to reconnect to another replica.
 
@@ -125,6 +145,7 @@ Replicas need no knowledge of each other: start as many as you like with the sam
 		Args:    cobra.NoArgs,
 	}
 	from.add(cmd)
+	from.addSettings(cmd)
 	cmd.RunE = p.run(func(cmd *cobra.Command) error {
 		if p.Options.Serve == nil {
 			return errors.New("this program cannot serve")
@@ -141,14 +162,26 @@ Replicas need no knowledge of each other: start as many as you like with the sam
 		if s.Log.Dir != "" || !s.Log.StandardOutput {
 			log.Warn("log files are not written by this version, standard output is used", keySetting, "log.dir")
 		}
-		return p.Options.Serve(cmd.Context(), s, log)
+		return taken(p.Options.Serve(cmd.Context(), s, log), s)
 	})
 	return cmd
 }
 
+// taken says what to do about an address that another program has. Other errors it leaves as they are.
+func taken(err error, s *config.Settings) error {
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		return err
+	}
+	flag := "--addr"
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Addr != nil && op.Addr.String() == s.Internal.Addr {
+		flag = "--internal-addr"
+	}
+	return fmt.Errorf("%w; choose another address with %s 127.0.0.1:PORT", err, flag)
+}
+
 func (p *program) config() *cobra.Command {
 	var from sourceFlags
-	cmd := &cobra.Command{Use: "config", Short: "Check or print the settings", Args: cobra.NoArgs, RunE: showHelp}
+	cmd := &cobra.Command{Use: "config", GroupID: groupSetUp, Short: "Check or print the settings", Args: cobra.NoArgs, RunE: showHelp}
 	check := &cobra.Command{
 		Use:   "check",
 		Short: "Report every mistake and every warning, as a start would",
@@ -167,24 +200,36 @@ func (p *program) config() *cobra.Command {
 		Use:   "print",
 		Short: "Print the settings in force and where each came from, without secrets",
 		Args:  cobra.NoArgs,
-		RunE: p.run(func(*cobra.Command) error {
-			s, warnings, err := p.load(&from, false)
-			p.tell(warnings)
-			if err != nil {
-				return err
-			}
-			return s.Print(p.Stdout)
-		}),
+		RunE:  p.run(func(*cobra.Command) error { return p.show(&from) }),
 	}
-	from.add(check)
-	from.add(show)
+	for _, c := range []*cobra.Command{check, show} {
+		from.add(c)
+		from.addSettings(c)
+	}
 	cmd.AddCommand(check, show)
 	return cmd
 }
 
+// show prints the settings, also those that a start would refuse because required ones are missing.
+func (p *program) show(from *sourceFlags) error {
+	s, warnings, err := p.load(from, true)
+	p.tell(warnings)
+	if err != nil {
+		return err
+	}
+	if err := s.Print(p.Stdout); err != nil {
+		return err
+	}
+	_, _, err = p.load(from, false)
+	if missing, ok := errors.AsType[*config.MissingError](err); ok {
+		_, _ = fmt.Fprintf(p.Stderr, "note: %s: not set, and a start needs it; chatbox config check prints the lines to add\n", strings.Join(missing.Keys, ", "))
+	}
+	return nil
+}
+
 func (p *program) version() *cobra.Command {
 	return &cobra.Command{
-		Use:   "version",
+		Use: "version", GroupID: groupOther,
 		Short: "Print the version",
 		Args:  cobra.NoArgs,
 		RunE: p.run(func(*cobra.Command) error {

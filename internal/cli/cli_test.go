@@ -5,8 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -90,6 +92,16 @@ func TestHelp_isThereForEveryCommand(t *testing.T) {
 	for _, want := range []string{"serve", "token", "keys", "config", "version", "--dev", "CHATBOX__REDIS__URL"} {
 		assert.Contains(t, r.out, want)
 	}
+	assert.Regexp(t, `(?s)\n  serve .*\n  config .*\n  keys .*\n  token .*\n  version `, r.out, "what matters comes first")
+	assert.Regexp(t, `(?s)--config .*--set .*--dev .*--addr .*--internal-addr .*--help`, chatbox(t, nil, "serve", "--help").out)
+}
+
+func TestToken_offersOnlyWhatItDependsOn(t *testing.T) {
+	r := chatbox(t, nil, "token", "--help")
+	assert.Regexp(t, `(?s)--user .*--name .*--config .*--set .*--dev `, r.out)
+	for _, flag := range []string{"--addr", "--mongo-uri", "--redis-url", "--replica-id", "--internal-addr", "--log-level"} {
+		assert.NotContains(t, r.out, flag)
+	}
 }
 
 func TestUsageErrors_exitWith2AndSayWhereToLook(t *testing.T) {
@@ -101,9 +113,12 @@ func TestUsageErrors_exitWith2AndSayWhereToLook(t *testing.T) {
 		assert.Equal(t, 2, r.code, "%v", args)
 		assert.Contains(t, r.err, "chatbox: ", "%v", args)
 		assert.Contains(t, r.err, "--help", "%v", args)
+		assert.Equal(t, 2, strings.Count(r.err, "\n"), "one line and where to look, %v", args)
 		assert.Empty(t, r.out, "%v", args)
 		assert.False(t, r.serveCalled)
 	}
+	assert.Equal(t, "chatbox: unknown flag: --nothing\nTry: chatbox serve --help\n", chatbox(t, nil, "serve", "--nothing").err)
+	assert.Equal(t, "chatbox: unknown command \"serv\" for \"chatbox\"; did you mean serve\nTry: chatbox --help\n", chatbox(t, nil, "serv").err)
 }
 
 func TestServe_handsOverSettingsFromAllLayers(t *testing.T) {
@@ -140,6 +155,28 @@ func TestServe_tellsItsError(t *testing.T) {
 	r := chatboxServing(t, nil, errors.New("listen: taken"), "serve", "-c", settingsFile(t))
 	assert.Equal(t, 1, r.code)
 	assert.Equal(t, "chatbox: listen: taken\n", r.err)
+}
+
+func TestServe_onATakenAddressNamesTheFlag(t *testing.T) {
+	ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer func() { _ = ln.Close() }()
+	_, err = (&net.ListenConfig{}).Listen(t.Context(), "tcp", ln.Addr().String())
+	require.Error(t, err)
+	failure := fmt.Errorf("listen: %w", err)
+
+	r := chatboxServing(t, nil, failure, "serve", "--dev", "--dev-state", t.TempDir(), "--addr", ln.Addr().String())
+	assert.Equal(t, 1, r.code)
+	assert.Equal(t, "chatbox: "+failure.Error()+"; choose another address with --addr 127.0.0.1:PORT\n", r.err)
+	r = chatboxServing(t, nil, failure, "serve", "-c", settingsFile(t), "--internal-addr", ln.Addr().String())
+	assert.Contains(t, r.err, "with --internal-addr 127.0.0.1:PORT")
+}
+
+func TestServe_withAFileThatIsNotThereSaysJustThat(t *testing.T) {
+	r := chatbox(t, nil, "serve", "--config", "nope.toml")
+	assert.Equal(t, 1, r.code)
+	assert.Regexp(t, `^chatbox: read configuration: open nope\.toml: .*\n$`, r.err)
+	assert.Empty(t, r.out)
 }
 
 func TestServe_devModeWarnsAndNeedsNothing(t *testing.T) {
@@ -214,12 +251,25 @@ func TestConfig_checkAndPrint(t *testing.T) {
 	assert.Contains(t, r.out, `jwt_secret = "***"`)
 	assert.NotContains(t, r.out, "b1946ac9")
 	assert.NotContains(t, r.out, "k3y")
+	assert.Empty(t, r.err)
+}
+
+func TestConfigPrint_printsWhatThereIsAndSaysWhatIsMissing(t *testing.T) {
+	r := chatbox(t, []string{"CHATBOX__CHATBOX__JWT_SECRET=b1946ac92492d2347c6235b4d2611184"}, "config", "print", "--set", "redis.url=redis://h")
+	assert.Equal(t, 0, r.code, r.err)
+	assert.Contains(t, r.out, "[redis]\nurl = \"***\"  # flag")
+	assert.Contains(t, r.err, "note: encryption.keyset, dbs.chat.uri: not set")
+	assert.NotContains(t, r.err, "redis.url")
+
+	r = chatbox(t, nil, "config", "print", "--set", "app.port=x")
+	assert.Equal(t, 1, r.code, "what cannot be read cannot be printed")
 }
 
 func TestVersion(t *testing.T) {
 	r := chatbox(t, nil, "version")
 	assert.Equal(t, 0, r.code)
 	assert.Regexp(t, `^chatbox .*go1\.`, r.out)
+	assert.Equal(t, r, chatbox(t, nil, "--version"))
 }
 
 // Promise 36: log lines are structured; warnings and errors say where they come from.

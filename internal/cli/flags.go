@@ -16,10 +16,10 @@ var settingFlags = []struct{ flag, key, usage string }{
 	{"redis-url", "redis.url", "address of Redis; put a password into CHATBOX__REDIS__URL instead"},
 	{"mongo-uri", "dbs.chat.uri", "address of MongoDB; put a password into CHATBOX__DBS__CHAT__URI instead"},
 	{"replica-id", "cluster.replica_id", "name of this replica, unique in the cluster"},
-	{"internal-addr", "internal.addr", "address of metrics and profiles, as 127.0.0.1:9090"},
+	{"internal-addr", "internal.addr", "address of profiles (/debug/pprof/), as 127.0.0.1:9090; off without it"},
 }
 
-// sourceFlags say where settings come from.
+// sourceFlags say where settings come from. The zero value is ready for add.
 type sourceFlags struct {
 	files    []string
 	sets     []string
@@ -29,12 +29,19 @@ type sourceFlags struct {
 	given    func(flag string) bool
 }
 
+// add gives a command the flags that every reader of settings has.
 func (f *sourceFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
+	flags.SortFlags = false // the help has them in the order in which they matter
 	flags.StringArrayVarP(&f.files, "config", "c", nil, "TOML file; repeat it to merge several, later ones win")
 	flags.StringArrayVar(&f.sets, "set", nil, "any setting, as key=value; repeat it for several")
 	flags.BoolVar(&f.dev, "dev", false, "settings for a laptop: local Redis and MongoDB, secrets made once and kept")
 	flags.StringVar(&f.devState, "dev-state", "", "directory of the secrets that --dev makes (default .chatbox-dev)")
+}
+
+// addSettings gives a command the flags of single settings, for commands that deal with all of them.
+func (f *sourceFlags) addSettings(cmd *cobra.Command) {
+	flags := cmd.Flags()
 	values := make(map[string]*string, len(settingFlags))
 	for _, s := range settingFlags {
 		values[s.key] = flags.String(s.flag, "", s.usage)

@@ -19,7 +19,7 @@ func (p *program) token() *cobra.Command {
 		claims auth.Claims
 	)
 	cmd := &cobra.Command{
-		Use:   "token",
+		Use: "token", GroupID: groupSetUp,
 		Short: "Print a token signed with the configured key, for trying things out",
 		Long: `Token prints a JWT that this service accepts. Whoever has it is that user until it expires.
 
@@ -27,12 +27,12 @@ In production the host application issues tokens; this command is for developmen
 		Example: "  chatbox token --dev --user alice --name Alice\n  chatbox token --config app.toml --user carol --role admin --ttl 15m",
 		Args:    cobra.NoArgs,
 	}
-	from.add(cmd)
 	cmd.Flags().StringVar(&claims.UserID, "user", "", "id of the user (required)")
 	cmd.Flags().StringVar(&claims.Name, "name", "", "display name")
 	cmd.Flags().StringArrayVar(&claims.Roles, "role", nil, "role, such as admin; repeat it for several")
 	cmd.Flags().DurationVar(&claims.TTL, "ttl", 24*time.Hour, "how long it is valid")
 	_ = cmd.MarkFlagRequired("user") // fails only for unknown flags
+	from.add(cmd)                    // and not of single settings: a token depends on the secret and [auth] alone
 	cmd.RunE = p.run(func(*cobra.Command) error {
 		s, _, err := p.load(&from, true)
 		if err != nil {
@@ -75,7 +75,7 @@ func VerifierOptions(s *config.Settings) auth.Options {
 }
 
 func (p *program) keys() *cobra.Command {
-	cmd := &cobra.Command{Use: "keys", Short: "Make keys for encryption", Args: cobra.NoArgs, RunE: showHelp}
+	cmd := &cobra.Command{Use: "keys", GroupID: groupSetUp, Short: "Make keys for encryption", Args: cobra.NoArgs, RunE: showHelp}
 	var out string
 	create := &cobra.Command{
 		Use:   "new",

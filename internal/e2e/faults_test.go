@@ -316,3 +316,23 @@ func TestClose_leavesNoPresence(t *testing.T) {
 		return true
 	}, 10*time.Second, 100*time.Millisecond)
 }
+
+// A session that ends while the bus misses it closes its sockets all the same, and no new session is made for them.
+func TestEnd_whileTheBusIsCutStillClosesTheSockets(t *testing.T) {
+	c := start(t, options{replicas: 1})
+	for range 3 {
+		u := newUser("ann", c.token("ann"))
+		require.NoError(t, u.connect(t.Context(), c.direct(0)))
+		require.NoError(t, u.untilLive(t.Context()))
+		killed, err := c.client.Do(t.Context(), "CLIENT", "KILL", "TYPE", "pubsub").Int()
+		require.NoError(t, err)
+		require.Positive(t, killed)
+		require.Equal(t, 200, c.request("POST", c.direct(0), "/chat/sessions/"+u.sessionID+"/end", u.token, nil))
+		require.NoError(t, u.until(t.Context(), 10*time.Second, "close", func() bool { return u.closed != 0 }))
+		assert.EqualValues(t, 4410, u.closed)
+		assert.Equal(t, "session_ended", u.events[len(u.events)-1].Type)
+		keys, err := c.client.Keys(t.Context(), "rt:*:u:*").Result()
+		require.NoError(t, err)
+		assert.Empty(t, keys, "nobody is active")
+	}
+}

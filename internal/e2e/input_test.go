@@ -79,9 +79,7 @@ func dialAs(t *testing.T, addr, token, via, origin string) (int, *websocket.Conn
 		o.HTTPHeader.Set("Origin", origin)
 	}
 	conn, res, err := websocket.Dial(ctx, url, o)
-	if res == nil {
-		require.NoError(t, err)
-	}
+	require.NotNil(t, res, "no answer at all: %v", err)
 	return res.StatusCode, conn
 }
 
@@ -347,4 +345,29 @@ func everything(t *testing.T, client *redis.Client, key string) string {
 	data, err := json.Marshal(v)
 	require.NoError(t, err)
 	return string(data)
+}
+
+// Promise 43: frames that are not even well-formed cost their token too; whoever goes on for long is sent away.
+func TestFlood_ofBrokenFramesIsThrottledAndEnded(t *testing.T) {
+	c := start(t, options{replicas: 1})
+	u := newUser("ann", c.token("ann"))
+	require.NoError(t, u.connect(t.Context(), c.direct(0)))
+	require.NoError(t, u.untilLive(t.Context()))
+	for range 3000 {
+		if u.conn.Write(t.Context(), websocket.MessageText, []byte("{")) != nil {
+			break
+		}
+	}
+	require.NoError(t, u.until(t.Context(), 10*time.Second, "close", func() bool { return u.closed != 0 }))
+	assert.EqualValues(t, 1013, u.closed)
+	answers := 0
+	for _, f := range u.frames {
+		if f.Type == "error" {
+			answers++
+		}
+	}
+	assert.Less(t, answers, 700)
+	log, err := os.ReadFile(c.replicas[0].Log)
+	require.NoError(t, err)
+	assert.Less(t, bytes.Count(log, []byte("request refused")), 10, "a client must not fill the log")
 }

@@ -253,7 +253,7 @@ func TestFrame_publishesTypingWithoutStoringIt(t *testing.T) {
 // Feature: chat-application-websocket, Property 49 (Promise 49): a session's name comes from its first message.
 func TestNameFrom_isAShortLineOfTheMessage(t *testing.T) {
 	assert.Equal(t, "second line", NameFrom("  \n\t\n second   line \nthird"))
-	assert.Equal(t, "", NameFrom(" \n "))
+	assert.Empty(t, NameFrom(" \n "))
 	assert.True(t, strings.HasSuffix(NameFrom(strings.Repeat("word ", 40)), "…"))
 	rapid.Check(t, func(t *rapid.T) {
 		text := rapid.String().Draw(t, "text")

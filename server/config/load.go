@@ -74,7 +74,8 @@ func located(key, source string) string {
 	return key + " (" + source + "): "
 }
 
-// Load merges, decodes and validates. On error the settings are nil; warnings are returned in either case.
+// Load merges, decodes and validates. On error the settings are nil; warnings are returned in either case, but not
+// when a file could not be read: what the rest would say is then about half of the settings.
 func Load(opts LoadOptions) (*Settings, []Warning, error) {
 	l := &loader{
 		opts:    opts,
@@ -94,6 +95,9 @@ func Load(opts LoadOptions) (*Settings, []Warning, error) {
 	l.decode(reflect.ValueOf(s).Elem(), l.tree, "")
 	l.finish(s)
 	l.validate(s)
+	if l.unread {
+		l.warnings = nil
+	}
 	if len(l.errs) > 0 {
 		return nil, l.warnings, errors.Join(l.errs...)
 	}
@@ -147,6 +151,15 @@ func (l *loader) failAt(key, source string, err error) {
 		source = ""
 	}
 	l.errs = append(l.errs, &KeyError{Key: key, Source: source, Err: err})
+}
+
+// failed says whether a key has an error already, so that nothing else needs to be said about it.
+func (l *loader) failed(key string) bool {
+	older, moved := l.names[key]
+	return slices.ContainsFunc(l.errs, func(err error) bool {
+		ke, ok := errors.AsType[*KeyError](err)
+		return ok && (ke.Key == key || moved && ke.Key == older)
+	})
 }
 
 func (l *loader) warn(key, text string) {
@@ -306,7 +319,7 @@ func (l *loader) unknownBelow(v any, t reflect.Type, path string, strict bool) {
 }
 
 func (l *loader) unknownKey(path, key string, fields []field, strict bool) {
-	near, found := nearest(key, fields)
+	near, found := nearest(key, fields, strict)
 	switch {
 	case strict && found:
 		l.fail(path, fmt.Errorf("unknown key, did you mean %s?", near))
@@ -317,14 +330,15 @@ func (l *loader) unknownKey(path, key string, fields []field, strict bool) {
 	}
 }
 
-// nearest finds a key that k may be a misspelling of.
-func nearest(k string, fields []field) (string, bool) {
+// nearest finds a key that k may be a misspelling of. Words of three letters are all alike: they are compared only
+// where ours says that k must be one of the fields.
+func nearest(k string, fields []field, ours bool) (string, bool) {
 	best, distance := "", math.MaxInt
 	for _, f := range fields {
 		longer := max(len(k), len(f.key))
-		limit := 1 // one slip in a short word, more in long ones; words of three letters are all alike
+		limit := 1 // one slip in a short word, more in long ones
 		switch {
-		case longer <= 3:
+		case longer < 3 || longer == 3 && !ours:
 			limit = 0
 		case longer > 12:
 			limit = 3

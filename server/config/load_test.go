@@ -2,7 +2,7 @@ package config_test
 
 import (
 	"bytes"
-	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -181,7 +181,7 @@ func TestLoad_readsKeysetFileByKeyAndByVariable(t *testing.T) {
 	_, _, err := load(t, config.LoadOptions{Flags: map[string]string{"encryption.keyset_file": "/absent"}}, rest)
 	assert.ErrorContains(t, err, "encryption.keyset_file (flag): read keyset")
 	var missing *config.MissingError
-	assert.False(t, errors.As(err, &missing), "what cannot be read is not missing: %v", err)
+	assert.NotErrorAs(t, err, &missing, "what cannot be read is not missing: %v", err)
 }
 
 func TestLoad_olderSpellings(t *testing.T) {
@@ -231,11 +231,29 @@ func TestLoad_unknownKeysInOwnTablesAreErrorsWithSuggestion(t *testing.T) {
 		"chatbox.rate_limits", "did you mean rate_limit?", "did you mean max_connections?", "chatbox.zzz",
 		"chatbox.llm.providers[0].apikey", "did you mean apiKey?", "server.prot", "did you mean port?",
 		"did you mean keeper_lease?", "llm.providers[0].modle", "did you mean model?",
-		"variable CHATBOX__REDIS__ULR: unknown key redis.ulr", "unknown key nothing", "did you mean queue_bytes?",
+		"variable CHATBOX__REDIS__ULR: unknown key redis.ulr, did you mean url?", "unknown key nothing",
+		"flag: unknown key limits.queue_byte, did you mean queue_bytes?",
 	} {
 		assert.Contains(t, text, want)
 	}
 	assert.Contains(t, text, "settings.toml)", "every error names its source")
+
+	assert.Contains(t, refused(t, config.LoadOptions{}, "[redis]\nur = \"x\""), "unknown key, did you mean url?")
+	_, _, err := load(t, config.LoadOptions{Flags: map[string]string{"redis.ulr": "x"}}, minimal(t))
+	require.ErrorContains(t, err, "did you mean url?")
+	assert.Equal(t, 1, strings.Count(err.Error(), "redis.ulr"))
+}
+
+func TestLoad_saysAProblemOnce(t *testing.T) {
+	_, warnings, err := load(t, config.LoadOptions{}, minimal(t), "chatbox.jwt_secret = \"your-secret-key\"\n"+
+		"[[chatbox.llm.providers]]\nid = \"a\"\ntype = \"dify\"\napiKey = \"env:NAME_OF_KEY\"")
+	require.ErrorContains(t, err, "placeholder")
+	require.ErrorContains(t, err, "NAME_OF_KEY is not set")
+	assert.Empty(t, warnings, "the errors say it")
+
+	_, warnings, err = load(t, config.LoadOptions{Dev: true, DevState: t.TempDir()}, minimal(t), "chatbox.jwt_secret = \"your-secret-key\"")
+	require.NoError(t, err)
+	assert.Equal(t, 1, strings.Count(fmt.Sprint(warnings), "jwt_secret"))
 }
 
 func TestLoad_unknownKeysElsewhereBelongToOthers(t *testing.T) {
@@ -276,8 +294,9 @@ internal = 5
 }
 
 func TestLoad_filesThatCannotBeRead(t *testing.T) {
-	_, _, err := config.Load(config.LoadOptions{Files: []string{"/absent.toml"}})
+	_, warnings, err := config.Load(config.LoadOptions{Files: []string{"/absent.toml"}})
 	require.ErrorIs(t, err, os.ErrNotExist)
+	assert.Empty(t, warnings, "of settings that nobody has read")
 	_, _, err = load(t, config.LoadOptions{}, "[chatbox]\njwt_secret = canary0123\n")
 	require.ErrorContains(t, err, "line 2")
 	assert.NotContains(t, err.Error(), "canary")

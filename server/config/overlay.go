@@ -67,7 +67,7 @@ func (l *loader) flags() {
 	for _, key := range sortedKeys(l.opts.Flags) {
 		path, err := resolve(strings.FieldsFunc(key, func(r rune) bool { return r == '.' || r == '[' || r == ']' }))
 		if err != nil {
-			l.failAt(key, "flag", err)
+			l.failAt("", "flag", err) // it names the key
 			continue
 		}
 		l.lay(override{path, l.opts.Flags[key], "flag"})
@@ -118,7 +118,7 @@ func pick(fields []field, part string, path []string) (field, error) {
 		}
 	}
 	unknown := keyOf(append(slices.Clone(path), strings.ToLower(part)))
-	if near, ok := nearest(part, fields); ok {
+	if near, ok := nearest(part, fields, len(path) > 0); ok {
 		return field{}, fmt.Errorf("unknown key %s, did you mean %s?", unknown, near)
 	}
 	return field{}, fmt.Errorf("unknown key %s", unknown)

@@ -96,6 +96,7 @@ both spellings of one setting and they differ, that is an error.
 
 // reference writes the page.
 func reference(t *testing.T) string {
+	t.Helper()
 	docs := comments(t)
 	var b strings.Builder
 	b.WriteString(referenceHead)
@@ -137,6 +138,7 @@ func reference(t *testing.T) string {
 }
 
 func kindOf(t *testing.T, f field) string {
+	t.Helper()
 	switch f.typ {
 	case reflect.TypeFor[Secret]():
 		return "secret"
@@ -159,6 +161,7 @@ func kindOf(t *testing.T, f field) string {
 // comments reads the comments of the settings' types: type -> key -> text; key "" is the type's own, without its
 // first word.
 func comments(t *testing.T) map[string]map[string]string {
+	t.Helper()
 	out := map[string]map[string]string{}
 	for _, name := range []string{"settings.go", "settings_shared.go"} {
 		parsed, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ParseComments)

@@ -200,9 +200,10 @@ func literal(v reflect.Value) string {
 		return "[" + strings.Join(parts, ", ") + "]"
 	case reflect.Map:
 		var parts []string
-		for _, k := range slices.Sorted(maps.Keys(v.Interface().(map[string]Secret))) {
-			parts = append(parts, quote(k)+" = "+literal(v.MapIndex(reflect.ValueOf(k))))
+		for _, k := range v.MapKeys() {
+			parts = append(parts, quote(k.String())+" = "+literal(v.MapIndex(k)))
 		}
+		slices.Sort(parts)
 		return "{" + strings.Join(parts, ", ") + "}"
 	}
 	return ""

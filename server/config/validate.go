@@ -1,7 +1,6 @@
 package config
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -87,12 +86,7 @@ func (l *loader) required(s *Settings) {
 	}
 	var missing []string
 	for _, m := range missingLines {
-		unreadable := slices.ContainsFunc(l.errs, func(err error) bool { // is reported already
-			var ke *KeyError
-			older, moved := l.names[m.key]
-			return errors.As(err, &ke) && (ke.Key == m.key || moved && ke.Key == older)
-		})
-		if !set[m.key] && !unreadable {
+		if !set[m.key] && !l.failed(m.key) {
 			missing = append(missing, m.key)
 		}
 	}
@@ -200,7 +194,8 @@ func (l *loader) auth(s *Settings) {
 	l.check(s.Auth.Leeway <= 10*time.Minute, "auth.leeway", "must be at most 10m, is %s", s.Auth.Leeway)
 	l.check(s.Auth.AdminRole != "" && !strings.Contains(s.Auth.AdminRole, " "), "auth.admin_role",
 		"must be one word")
-	if n := len(s.Chatbox.JWTSecret.Reveal()); n > 0 && n < minSecretBytes {
+	secret := s.Chatbox.JWTSecret.Reveal()
+	if n := len(secret); n > 0 && n < minSecretBytes && !isPlaceholder(secret) { // of a placeholder it is said elsewhere
 		l.warn("chatbox.jwt_secret", fmt.Sprintf("has %d bytes; fewer than %d can be guessed offline from one token",
 			n, minSecretBytes))
 	}
@@ -240,7 +235,7 @@ func (l *loader) providers(m *LLM) {
 			l.check(err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "" && u.User == nil,
 				key("endpoint"), "must be an address such as https://host/v1, without a login")
 		}
-		if !p.APIKey.Set() {
+		if !p.APIKey.Set() && !l.failed(key("apiKey")) {
 			l.warn(key("apiKey"), "is not set")
 		}
 	}

@@ -111,7 +111,7 @@ func StatusFrame(sessionID, status string) []byte {
 	}{TypeConnectionStatus, status, sessionID})
 }
 
-// DrainingFrame tells the client to come back elsewhere after a time.
+// DrainingFrame tells the client to come back elsewhere after a time. It concerns the socket, so it names no session.
 func DrainingFrame(after time.Duration) []byte {
 	return encode(struct {
 		Type   string `json:"type"`

@@ -26,13 +26,14 @@ func (r *Runner) work(ctx context.Context, current *run, sessionID string) (agai
 	}
 	gctx, cancel := context.WithCancelCause(ctx)
 	defer r.hold(current, g.AnswerID, cancel)()
-	a := &answer{Runner: r, g: &g, cancel: cancel, begun: time.Now(), more: make(chan struct{}, 1), alive: time.Now()}
+	a := &answer{Runner: r, ctx: gctx, g: &g, cancel: cancel, begun: time.Now(), more: make(chan struct{}, 1), alive: time.Now()}
 	return a.produce(gctx)
 }
 
 // answer is one generation being produced by this replica.
 type answer struct {
 	*Runner
+	ctx    context.Context          //nolint:containedctx // ends, with its cause, when the turn is told to end
 	g      *sessionstore.Generation // written by the chunk sender while it runs, by produce before and after
 	cancel context.CancelCauseFunc
 	begun  time.Time

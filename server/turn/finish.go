@@ -66,9 +66,15 @@ func (a *answer) lapsed() bool {
 	return time.Since(a.alive) > a.opts.Lease
 }
 
-// retry repeats a call while Redis is away or full and the lease may still be held. Every call of the store may
-// be repeated, so it does not matter whether a lost reply had taken effect.
+// patience is how much longer a call is repeated once the turn has been told to end.
+const patience = 2 * time.Second
+
+// retry repeats a call while Redis is away or full and the lease may still be held; once the turn has been told to
+// end, only for patience. Every call of the store may be repeated, so it does not matter whether a lost reply had
+// taken effect.
 func (a *answer) retry(ctx context.Context, call func(context.Context) error) error {
+	told := a.ctx.Done()
+	var enough <-chan time.Time
 	for wait := retryFirst; ; wait = min(2*wait, retryMost) {
 		cctx, cancel := context.WithTimeout(ctx, a.opts.Lease/2)
 		err := call(cctx)
@@ -86,6 +92,10 @@ func (a *answer) retry(ctx context.Context, call func(context.Context) error) er
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
+		case <-told:
+			told, enough = nil, time.After(patience)
+		case <-enough:
+			return fmt.Errorf("%w: %w", context.Cause(a.ctx), err)
 		case <-time.After(wait):
 		}
 	}
@@ -117,7 +127,7 @@ func (a *answer) finish(ctx context.Context, result llm.Result, err error) (agai
 		meta[sessionstore.MetaStopped] = "true"
 	case errors.Is(err, errTooLong), err == nil && result.Finish == llm.FinishLength:
 		meta[sessionstore.MetaLength] = "true"
-	case err != nil, a.g.Text == "":
+	case err != nil, a.g.Text == "", a.reset: // a reset that was never sent: the text is an earlier attempt's
 		meta[sessionstore.MetaFailed] = failedCode
 	}
 	if result.Usage.Estimated {

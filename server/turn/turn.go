@@ -84,7 +84,7 @@ type Runner struct {
 	mu      sync.Mutex // guards the fields below; never held during I/O
 	running map[string]*run
 	closed  bool
-	base    context.Context // parent of every turn; set by Run, ends with it
+	base    context.Context //nolint:containedctx // the life of Run, to which every turn belongs; set by Run
 	early   []string        // asked for before Run
 }
 

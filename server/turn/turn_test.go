@@ -2,7 +2,6 @@ package turn
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -585,5 +584,5 @@ func TestPrompt_putsEachAnswerAfterItsQuestion(t *testing.T) {
 func TestNew_namesWhatIsMissing(t *testing.T) {
 	_, err := New(Options{})
 	require.Error(t, err)
-	require.False(t, errors.Is(err, sessionstore.ErrAway))
+	require.NotErrorIs(t, err, sessionstore.ErrAway)
 }

@@ -14,6 +14,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 	"go.uber.org/goleak"
+	"golang.org/x/sync/errgroup"
 	"pgregory.net/rapid"
 
 	"github.com/real-rm/chatbox/internal/rig"
@@ -367,4 +368,27 @@ func TestEnsureIndexes_makesWhatIsDeclaredOnce(t *testing.T) {
 	specs, err = raw(t, uri).Collection("sessions").Indexes().ListSpecifications(t.Context())
 	require.NoError(t, err)
 	require.Len(t, specs, 2)
+}
+
+// Hundreds of documents that exist are updated at once, by two replicas, without either waiting for ever.
+func TestSaveSessions_updatesManyAtOnce(t *testing.T) {
+	a, _ := newArchive(t)
+	docs := make([]sessionstore.SessionDoc, 300)
+	for i := range docs {
+		docs[i] = doc(fmt.Sprintf("p01-many-%d", i), "u", time.Now(), 1)
+	}
+	require.NoError(t, a.SaveSessions(t.Context(), docs))
+	for i := range docs {
+		docs[i].Session.Seq++
+		docs[i].Session.Messages = 7
+	}
+	var g errgroup.Group
+	for half := range 2 {
+		g.Go(func() error { return a.SaveSessions(t.Context(), docs[half*150:][:150]) })
+	}
+	require.NoError(t, g.Wait())
+	got, found, err := a.Session(t.Context(), "p01-many-299")
+	require.NoError(t, err)
+	require.True(t, found)
+	require.EqualValues(t, 7, got.Session.Messages)
 }

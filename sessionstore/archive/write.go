@@ -167,9 +167,19 @@ func (a *Archive) saveSessions(ctx context.Context, docs []sessionstore.SessionD
 	for _, i := range there {
 		old = append(old, rows[i])
 	}
-	more, err := a.update(ctx, old)
-	return append(bad, more...), err
+	for chunk := range slices.Chunk(old, maxUpdate) {
+		more, err := a.update(ctx, chunk)
+		if err != nil {
+			return nil, err
+		}
+		bad = append(bad, more...)
+	}
+	return bad, nil
 }
+
+// maxUpdate is how many documents are updated in one command. FerretDB keeps a cursor open for each update until the
+// end of the command and has a pool of 100 connections: two replicas with more than that wait for each other for ever.
+const maxUpdate = 20
 
 // update sets the fields of documents that exist, only ever forward. On MongoDB the filter sees to that, also against
 // a writer that was paused and comes back. FerretDB would scan the collection for such a filter, and has one writer

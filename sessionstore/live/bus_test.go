@@ -357,9 +357,7 @@ func (p *silencer) pipe(ctx context.Context, down net.Conn) {
 		select {
 		case <-quiet: // swallowed
 		default:
-			if _, err := down.Write(buf[:n]); err != nil {
-				break
-			}
+			_, _ = down.Write(buf[:n]) // a peer that has gone shows at the next read
 		}
 	}
 	_ = down.Close()

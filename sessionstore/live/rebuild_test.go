@@ -264,6 +264,7 @@ func TestRebuild_afterFlushAllRacedByFour(t *testing.T) {
 }
 
 func rebuildByFour(t *testing.T, first bool) {
+	t.Helper()
 	r := startRedis(t)
 	s := newStoreAt(t, r.url(), nil)
 	other := beside(t, s, "r2")

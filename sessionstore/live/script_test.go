@@ -250,7 +250,7 @@ func TestPresence_lastSocketStartsTheWindow(t *testing.T) {
 	p, _ := s.part(sid)
 	score, err := s.client.ZScore(ctx, p.live(), sid).Result()
 	require.NoError(t, err)
-	assert.EqualValues(t, left, score)
+	assert.Equal(t, left, int64(score))
 	on, err := s.client.ZCard(ctx, p.on()).Result()
 	require.NoError(t, err)
 	assert.Zero(t, on)

@@ -70,13 +70,13 @@ type Store struct {
 func New(o Options) (*Store, error) {
 	var errs []error
 	if o.Client == nil {
-		errs = append(errs, errors.New("Client is required"))
+		errs = append(errs, errors.New("option Client is required"))
 	}
 	if o.Keyring == nil {
-		errs = append(errs, errors.New("Keyring is required"))
+		errs = append(errs, errors.New("option Keyring is required"))
 	}
 	if o.Replica == "" {
-		errs = append(errs, errors.New("Replica is required"))
+		errs = append(errs, errors.New("option Replica is required"))
 	}
 	if o.LogBytes < 0 {
 		errs = append(errs, errors.New("LogBytes is negative"))

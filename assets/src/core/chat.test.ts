@@ -175,7 +175,7 @@ test("somebody else's typing lapses", async () => {
 test('a new chat connects without the old session and starts empty', async () => {
   const s = await live();
   s.net.last.say(wire.event(2, 'user_message', 'x', { content: 'old' }));
-  s.chat.renew();
+  s.chat.renew(true);
   await settle();
   expect(s.net.last.url).toBe('ws://h/chat/ws');
   await s.connect(wire.connected({ session_id: 's2' }), wire.snapshot([], 1, { session_id: 's2' }), wire.live({ session_id: 's2' }));
@@ -210,4 +210,40 @@ test('a reload sends what was left behind, for the user that the server names', 
   two.chat.reconnect();
   two.chat.stop();
   expect(two.clock.pending).toBe(0);
+});
+
+/** A live page whose first message is acknowledged, and whose second is not. */
+async function saidTwo() {
+  const s = await live();
+  s.chat.send({ type: 'user_message', content: 'acknowledged' });
+  s.net.last.say(wire.ack('m1', 2));
+  s.chat.send({ type: 'user_message', content: 'unacknowledged' });
+  return s;
+}
+
+const next = [wire.connected({ session_id: 's2' }), wire.snapshot([], 1, { session_id: 's2' }), wire.live({ session_id: 's2' })];
+
+// Beyond B7: one message, in one session.
+test('after a new chat what was acknowledged stays in the session that ended, and only the rest moves on', async () => {
+  const s = await saidTwo();
+  s.chat.renew(true);
+  await s.connect(...next);
+  expect(s.net.last.of('user_message')).toMatchObject([{ message_id: 'm2', session_id: 's1', resent: true }]);
+});
+
+test('the same when the end was somebody else\'s doing', async () => {
+  const s = await saidTwo();
+  s.net.last.say(wire.event(3, 'session_ended', 'e', { sender: 'system' }));
+  s.net.last.close(4001);
+  await s.clock.advance(0);
+  await s.connect(...next);
+  expect(s.net.last.of('user_message')).toMatchObject([{ message_id: 'm2' }]);
+});
+
+// Beyond B2: what Redis lost and the client has comes back.
+test('a session that is gone without having ended leaves everything to the next one', async () => {
+  const s = await saidTwo();
+  s.chat.renew(false);
+  await s.connect(...next);
+  expect(s.net.last.of('user_message')).toMatchObject([{ message_id: 'm1', session_id: 's1', resent: true }]);
 });

@@ -117,13 +117,22 @@ export class Chat {
     this.connection.nudge();
   }
 
+  /** The browser says that the network is gone. */
+  doubt(): void {
+    this.connection.doubt();
+  }
+
   /** Connects now, whatever was. */
   reconnect(): void {
     this.connection.retry();
   }
 
-  /** Leaves the session behind and lets the server choose the next. */
-  renew(): void {
+  /**
+   * Leaves the session behind and lets the server choose the next. `ended`: the session is known to have ended, not
+   * lost, so that what it acknowledged stays there.
+   */
+  renew(ended: boolean): void {
+    if (ended) this.outbox.ended(this.state.sessionId);
     this.apply({ kind: 'left' });
     this.connection.retry();
   }
@@ -139,13 +148,14 @@ export class Chat {
         break;
       case 'live':
         this.outbox.live(this.state.sessionId);
-        if (this.outbox.entries.some((e) => e.state === 'acked')) this.connection.pingSoon();
+        if (this.outbox.entries.some((e) => e.state === 'acked' && !e.left)) this.connection.pingSoon();
         break;
       case 'ack':
         this.outbox.acked(frame);
         break;
       case 'durable':
         this.outbox.seen(frame);
+        if (frame.type === 'session_ended') this.outbox.ended(frame.sessionId || this.state.sessionId);
         break;
       case 'pong':
         this.outbox.durable(this.state.sessionId, frame.durable);

@@ -262,6 +262,32 @@ test('back online: waiting ends, a socket that looks open is asked, one silent f
   expect(silent.c.current.kind).toBe('waiting');
 });
 
+test('a socket is doubted from the moment the browser says offline until it is heard again', async () => {
+  const { c, net, clock } = await started();
+  c.doubt();
+  expect(c.current).toEqual({ kind: 'live', doubted: true });
+  expect(net.last.of('ping')).toHaveLength(1);
+  net.last.say(wire.pong(1, 1));
+  expect(c.current).toEqual({ kind: 'live' });
+  c.doubt();
+  await clock.advance(5_000);
+  expect(c.current.kind).toBe('waiting');
+  c.doubt();
+  await settle();
+  expect(c.current.kind).toBe('waiting');
+});
+
+test('bytes that are not text stop the page, a failing server does not', async () => {
+  const stopped = await started();
+  stopped.net.last.close(1007);
+  expect(stopped.c.current).toEqual({ kind: 'stopped', why: 'protocol' });
+  for (const code of [1006, 1011, 1012, 1013, 4002, 4003]) {
+    const s = await started();
+    s.net.last.close(code);
+    expect(s.c.current.kind).toBe('waiting');
+  }
+});
+
 test('a token about to expire is renewed on the open socket', async () => {
   const { net } = await started({ tokens: ['one', 'two'] });
   net.last.say({ type: 'auth_required', retry_after: 60_000 });

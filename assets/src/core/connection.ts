@@ -42,7 +42,8 @@ export type Status =
   | { readonly kind: 'idle' }
   | { readonly kind: 'connecting'; readonly attempt: number }
   | { readonly kind: 'opening' }
-  | { readonly kind: 'live' }
+  /** `doubted`: the browser says that the network is gone, and the socket has not yet proved otherwise. */
+  | { readonly kind: 'live'; readonly doubted?: true }
   | { readonly kind: 'waiting'; readonly until: number; readonly attempt: number }
   | { readonly kind: 'stopped'; readonly why: StopReason };
 
@@ -81,10 +82,16 @@ const maxHintMs = 30_000;
 /** A timer that fires this late belongs to a page that was frozen: the pong may be waiting behind it. */
 const lateMs = 2_000;
 
-/** What a close code asks of the client; codes that are not listed mean "reconnect". */
-const verdicts: Readonly<Record<number, StopReason | 'resync' | 'refresh'>> = {
+/** What a close code asks of the client; codes that are not listed mean "reconnect", as do all that are no fault of ours. */
+const verdicts: Readonly<Record<number, StopReason | 'resync' | 'refresh' | 'reconnect'>> = {
+  1007: 'protocol',
   1009: 'too_large',
+  1011: 'reconnect',
+  1012: 'reconnect',
+  1013: 'reconnect',
   4001: 'resync',
+  4002: 'reconnect',
+  4003: 'reconnect',
   4101: 'refresh',
   4400: 'protocol',
   4401: 'unauthorized',
@@ -134,6 +141,13 @@ export class Connection {
       if (this.options.clock.now() - this.heardAt > this.silenceMs()) this.giveUp('silence');
       else this.ping(wakePongMs);
     }
+  }
+
+  /** The browser says that the network is gone. Browsers err, so the socket is asked, and until it answers nothing is sure. */
+  doubt(): void {
+    if (this.status.kind !== 'opening' && this.status.kind !== 'live') return;
+    if (this.status.kind === 'live') this.become({ kind: 'live', doubted: true });
+    this.nudge();
   }
 
   stop(): void {
@@ -217,6 +231,7 @@ export class Connection {
 
   private message(data: unknown): void {
     this.heardAt = this.options.clock.now();
+    if (this.status.kind === 'live' && this.status.doubted) this.become({ kind: 'live' });
     const frame = parseText(data);
     if (!frame) return;
     switch (frame.kind) {
@@ -274,7 +289,7 @@ export class Connection {
     } else if (verdict === 'resync') {
       // At once the first time; a server that keeps asking gets the ordinary waits.
       this.wait(this.attempts === 0 ? 0 : undefined);
-    } else if (verdict !== undefined) {
+    } else if (verdict !== undefined && verdict !== 'reconnect') {
       this.halt(verdict);
     } else {
       this.wait(code === 1012 && this.drainMs > 0 ? this.drainMs : undefined);

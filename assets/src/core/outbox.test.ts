@@ -301,3 +301,62 @@ test('every kind of entry has its frame', () => {
     { type: 'regenerate', message_id: 'm4', target: 'a1' },
   ]);
 });
+
+describe('what was acknowledged in a session that has ended', () => {
+  function ended(storage = new MemoryStore()) {
+    const s = setup({ storage });
+    s.box.adopt('u1');
+    s.box.live('s1');
+    s.say('a');
+    s.box.take();
+    s.box.acked(ack('m1', 7));
+    s.box.ended('s1');
+    s.box.lost();
+    return s;
+  }
+
+  test('is not missing from another session, also after a reload', () => {
+    const storage = new MemoryStore();
+    const first = ended(storage);
+    first.box.snapshot(snapshot([], 1, { session_id: 's2' }));
+    expect(first.states()).toEqual(['m1:acked']);
+    const again = setup({ storage });
+    again.box.adopt('u1');
+    again.box.snapshot(snapshot([], 1, { session_id: 's2' }));
+    again.box.live('s2');
+    expect(again.box.take()).toBeNull();
+  });
+
+  test('is sent again when a snapshot of its own session lacks it, and forgotten when that is archived', () => {
+    const lacking = ended();
+    lacking.box.snapshot(snapshot([], 1));
+    expect(lacking.states()).toEqual(['m1:queued']);
+    const archived = ended();
+    archived.box.durable('s1', 7);
+    expect(archived.states()).toEqual([]);
+  });
+
+  test('is forgotten after a day', () => {
+    const storage = new MemoryStore();
+    const s = ended(storage);
+    s.box.live('s2');
+    s.pass(MAX_AGE + 1);
+    expect(s.box.take()).toBeNull();
+    expect(s.states()).toEqual([]);
+    ended(storage);
+    const late = setup({ storage, at: 1_000_000 + MAX_AGE + 1 });
+    late.box.adopt('u1');
+    expect(late.states()).toEqual([]);
+  });
+
+  test('does not touch what another session acknowledged', () => {
+    const s = ended();
+    s.box.live('s2');
+    s.say('b');
+    s.box.take();
+    s.box.acked(ack('m2', 3, { session_id: 's2' }));
+    s.box.ended('s1');
+    s.box.snapshot(snapshot([], 1, { session_id: 's3' }));
+    expect(s.states()).toEqual(['m1:acked', 'm2:queued']);
+  });
+});

@@ -3,7 +3,8 @@
  *
  * Order: entries leave in the order in which they were added, one in flight until its ack. Loss: an entry is kept
  * until the server says that everything up to its seq is in the archive; until then a reconnect or a snapshot
- * without it sends it again. Doubling: the id is the idempotency key, so sending again is always safe. A failed
+ * without it sends it again. What was acknowledged in a session that then ended as it should belongs to that session
+ * and never goes to the next one; what was not acknowledged does. Doubling: the id is the idempotency key, so sending again is always safe. A failed
  * entry stays until the user retries or discards it. Storage is a cache that may throw: then memory has to do.
  *
  * Nothing here has timers: `due` says when `take` should be called again.
@@ -32,6 +33,8 @@ export interface Entry {
   readonly tried: boolean;
   /** 0 until acknowledged; of an entry that is sent again, what it once was. */
   readonly seq: number;
+  /** Acknowledged in a session that has ended since: only a snapshot of that session can say that it is missing. */
+  readonly left: boolean;
   /** Error code of a failed entry. */
   readonly reason: string;
 }
@@ -113,6 +116,7 @@ export class Outbox {
       sessionId: '',
       tried: false,
       seq: 0,
+      left: false,
       reason: '',
     };
     this.set([...this.list, entry]);
@@ -123,6 +127,11 @@ export class Outbox {
   live(sessionId: string): void {
     this.session = sessionId;
     this.notBefore = 0;
+  }
+
+  /** A session has ended as it should, by whomever. What it acknowledged stays there. */
+  ended(sessionId: string): void {
+    this.set(this.list.map((e) => (e.state === 'acked' && e.sessionId === sessionId && !e.left ? { ...e, left: true } : e)));
   }
 
   /** The socket is gone. What was in flight may or may not have arrived. */
@@ -162,14 +171,14 @@ export class Outbox {
     // In another session than the live one nothing tells when it is archived; that it is known there is enough.
     const elsewhere = ack.sessionId !== '' && this.session !== '' && ack.sessionId !== this.session;
     if (elsewhere || ack.seq === 0) this.remove(entry.id);
-    else this.replace({ ...entry, state: 'acked', seq: ack.seq, sessionId: ack.sessionId || entry.sessionId, reason: '' });
+    else this.replace({ ...entry, state: 'acked', seq: ack.seq, sessionId: ack.sessionId || entry.sessionId, left: false, reason: '' });
   }
 
   /** An own message met as an event counts as its ack. */
   seen(event: DurableFrame): void {
     const entry = this.find(event.messageId);
     if (!entry || event.sender !== 'user' || (entry.state === 'acked' && entry.seq === event.seq)) return;
-    this.replace({ ...entry, state: 'acked', seq: event.seq, sessionId: event.sessionId || entry.sessionId, reason: '' });
+    this.replace({ ...entry, state: 'acked', seq: event.seq, sessionId: event.sessionId || entry.sessionId, left: false, reason: '' });
   }
 
   /** What a snapshot shows is acknowledged; what it should show and does not is queued again. */
@@ -180,10 +189,11 @@ export class Outbox {
     this.set(
       this.list.map((e): Entry => {
         const m = shown.get(e.id);
-        if (m) return { ...e, state: 'acked', seq: m.seq, sessionId: snap.sessionId, reason: '' };
+        if (m) return { ...e, state: 'acked', seq: m.seq, sessionId: snap.sessionId, left: false, reason: '' };
         if (e.state !== 'acked') return e;
-        const older = e.sessionId === snap.sessionId && snap.hasMore && e.seq < first;
-        return older ? e : { ...e, state: 'queued', tried: true };
+        const home = e.sessionId === snap.sessionId;
+        if ((e.left && !home) || (home && snap.hasMore && e.seq < first)) return e;
+        return { ...e, state: 'queued', tried: true, left: false };
       }),
     );
   }
@@ -225,9 +235,9 @@ export class Outbox {
   }
 
   private expire(now: number): void {
-    if (!this.list.some((e) => e.state === 'queued' && now - e.at > MAX_AGE)) return;
+    if (!this.list.some((e) => now - e.at > MAX_AGE)) return;
     this.set(
-      this.list.map((e) =>
+      this.list.filter((e) => !e.left || now - e.at <= MAX_AGE).map((e) =>
         e.state === 'queued' && now - e.at > MAX_AGE ? { ...e, state: 'failed' as const, reason: 'EXPIRED' } : e,
       ),
     );
@@ -267,7 +277,8 @@ export class Outbox {
     try {
       const text = this.options.storage?.getItem(key(scope));
       const list: unknown = text ? JSON.parse(text) : [];
-      return Array.isArray(list) ? list.flatMap(restore).map(requeue).slice(-MAX_ENTRIES) : [];
+      const fresh = (e: Entry): boolean => !e.left || this.options.now() - e.at <= MAX_AGE;
+      return Array.isArray(list) ? list.flatMap(restore).filter(fresh).map(requeue).slice(-MAX_ENTRIES) : [];
     } catch {
       return [];
     }
@@ -317,6 +328,7 @@ function restore(value: unknown): Entry[] {
       sessionId: text(o.sessionId),
       tried: o.tried === true,
       seq: typeof o.seq === 'number' ? o.seq : 0,
+      left: o.left === true,
       reason: text(o.reason),
     },
   ];

@@ -20,7 +20,7 @@ const text = (s: State): string[] =>
 
 const entry = (id: string, content: string): Event => ({
   kind: 'outbox',
-  entries: [{ id, type: 'user_message', content, modelId: '', target: '', at: 5, state: 'sent', sessionId: 's1', tried: false, seq: 0, reason: '' }],
+  entries: [{ id, type: 'user_message', content, modelId: '', target: '', at: 5, state: 'sent', sessionId: 's1', tried: false, seq: 0, left: false, reason: '' }],
 });
 
 describe('a running answer', () => {

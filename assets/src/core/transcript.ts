@@ -33,6 +33,42 @@ export function transcript(s: State): Row[] {
 }
 
 /**
+ * Whether a row stands close to the one before it, because the same side goes on speaking. Two answers never do: each
+ * is a thing of its own.
+ */
+export function grouped(before: Row | undefined, row: Row): boolean {
+  const s = side(row);
+  return before !== undefined && s !== '' && s === side(before);
+}
+
+function side(row: Row): 'user' | 'admin' | '' {
+  if (row.kind === 'own') return 'user';
+  if (row.kind === 'answer') return '';
+  const { type, sender } = row.event;
+  const said = type === 'user_message' || type === 'file_upload' || type === 'voice_message';
+  return said && (sender === 'user' || sender === 'admin') ? sender : '';
+}
+
+/**
+ * What to ask again after an answer that failed: the questions that it names, else the last one before it. Empty when
+ * there is none, or when something was said since and the failure is history.
+ */
+export function questionOf(items: readonly DurableFrame[], answer: DurableFrame): string {
+  const asked = items.filter((m) => m.type === 'user_message' && m.sender === 'user');
+  if (items.some((m) => m.seq > answer.seq && (m.type === 'user_message' || m.type === 'ai_response'))) return '';
+  const ids = (answer.metadata['answers'] ?? '').split(' ');
+  const named = asked.filter((m) => ids.includes(m.messageId));
+  const last = asked.filter((m) => m.seq < answer.seq).slice(-1);
+  return (named.length > 0 ? named : last).map((m) => m.content).join('\n\n');
+}
+
+/** The session's name; until the server has given one, the first line of what the user asked first, as it will be. */
+export function nameOf(s: State): string {
+  const first = s.items.find((m) => m.type === 'user_message' && m.sender === 'user')?.content ?? '';
+  return s.name || (first.split('\n', 1)[0]?.slice(0, 80) ?? '');
+}
+
+/**
  * Whether an entry is still on its way into this session. One that was acknowledged is in the transcript, if only in
  * a part that is not loaded; one that was acknowledged in a session that was left was said there and not here.
  */

@@ -1,4 +1,5 @@
 import { useEffect, useRef, useState } from 'preact/hooks';
+import type { DurableFrame } from '../core/protocol';
 import type { Page } from './page';
 import { text } from './text';
 
@@ -7,33 +8,58 @@ const MAX_SPOKEN = 1_000;
 
 /**
  * Tells people who do not see the page what has happened. The transcript itself is silent, because an answer that
- * grows word by word would be read word by word.
+ * grows word by word would be read word by word. What was there when the page opened is not news, and neither is
+ * anything of a conversation that was left.
  */
 export function Announcer({ page }: { page: Page }) {
   const [words, say] = useState('');
-  const { items, answers, live } = page.state.value;
+  const { items, answers, live, sessionId } = page.state.value;
   const last = items[items.length - 1];
-  const seen = useRef(last?.seq ?? 0);
+  const m = useRef({ session: '', seen: 0 }).current;
   const answering = answers.length > 0;
 
+  useEffect(() => say(''), [sessionId]);
   useEffect(() => {
     if (answering) say(text.answering);
   }, [answering]);
   useEffect(() => {
-    if (!last || last.seq <= seen.current) return;
-    const caughtUp = live && seen.current > 0;
-    seen.current = last.seq;
-    if (!caughtUp) return;
-    if (last.type === 'ai_response') say(`${text.answered}. ${last.content.slice(0, MAX_SPOKEN)}`);
-    else if (last.type === 'admin_join') say(text.joined(last.metadata['name'] ?? ''));
-    else if (last.type === 'admin_leave') say(text.left(last.metadata['name'] ?? ''));
-    else if (last.sender === 'admin') say(`${text.support}: ${last.content.slice(0, MAX_SPOKEN)}`);
-    else if (last.sender === 'user') say(text.sent);
-  }, [last, live]);
+    if (!live) return;
+    const seq = last?.seq ?? 0;
+    const news = m.session === sessionId && seq > m.seen;
+    m.session = sessionId;
+    m.seen = seq;
+    if (!news || !last) return;
+    const spoken = announcement(last);
+    if (spoken) say(spoken);
+  }, [last, live, sessionId]);
 
   return (
     <p class="hidden" role="status">
       {words}
     </p>
   );
+}
+
+/** What is said about an event that has just happened; empty: nothing. */
+export function announcement(event: DurableFrame): string {
+  const name = event.metadata['name'] ?? '';
+  const content = event.content.slice(0, MAX_SPOKEN);
+  switch (event.type) {
+    case 'ai_response': {
+      const { stopped, interrupted, failed } = event.metadata;
+      if (failed) return text.reasons[failed] ?? text.failed;
+      if (stopped) return text.stopped;
+      if (interrupted) return text.interrupted;
+      return `${text.answered}. ${content}`;
+    }
+    case 'admin_join':
+      return text.joined(name);
+    case 'admin_leave':
+      return text.left(name);
+    case 'session_ended':
+      return text.ended;
+    default:
+      if (event.sender === 'admin') return `${text.support}: ${content}`;
+      return event.sender === 'user' ? text.sent : '';
+  }
 }

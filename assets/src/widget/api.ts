@@ -1,13 +1,14 @@
 import { parseDurable } from '../core/protocol';
 import type { DurableFrame } from '../core/protocol';
+import type { SessionEntry } from '../core/sessions';
 
-export interface SessionEntry {
-  readonly id: string;
-  readonly name: string;
-  readonly lastActivity: string;
-  readonly messageCount: number;
-  readonly adminAssisted: boolean;
-  readonly active: boolean;
+/** One page of a list. */
+export interface Part<T> {
+  readonly items: readonly T[];
+  /** Cursor of the page that follows; empty on the last. */
+  readonly next: string;
+  /** The archive is away: older items exist or may exist, and are missing here. */
+  readonly partial: boolean;
 }
 
 /** The HTTP side of the service. Every method rejects when the answer is not a success. */
@@ -31,25 +32,35 @@ export class Api {
     return r.ok ? 'ok' : 'unreachable';
   }
 
-  /** The user's sessions, the latest first; `next` is the cursor of the following page, empty on the last. */
-  async sessions(cursor: string): Promise<{ items: readonly SessionEntry[]; next: string }> {
+  /** The user's sessions, the latest first. */
+  async sessions(cursor: string): Promise<Part<SessionEntry>> {
     const query = cursor ? `?${new URLSearchParams({ cursor }).toString()}` : '';
     const body = await this.json(`sessions${query}`);
-    return { items: list(body, 'items').flatMap(parseEntry), next: cursorOf(body) };
+    return { items: list(body, 'items').flatMap(parseEntry), ...more(body) };
   }
 
-  /** Messages before `before` (empty: the newest), oldest first; `next` is empty on the last page. */
-  async messages(id: string, before: string, limit: number): Promise<{ items: readonly DurableFrame[]; next: string }> {
+  /** Messages before `before` (empty: the newest), oldest first. */
+  async messages(id: string, before: string, limit: number): Promise<Part<DurableFrame>> {
     const query = new URLSearchParams({ limit: String(limit) });
     if (before) query.set('before', before);
     const body = await this.json(`sessions/${encodeURIComponent(id)}/messages?${query.toString()}`);
-    return { items: list(body, 'items').flatMap((i) => parseDurable(i) ?? []), next: cursorOf(body) };
+    return { items: list(body, 'items').flatMap((i) => parseDurable(i) ?? []), ...more(body) };
   }
 
-  /** Ends a session; one that has ended already is as good. */
-  async end(id: string): Promise<void> {
+  /** Ends a session; one that has ended already is as good. false: the server does not know it (any more). */
+  async end(id: string): Promise<boolean> {
     const r = await this.request(`sessions/${encodeURIComponent(id)}/end`, { method: 'POST' });
     if (!r.ok && r.status !== 404 && r.status !== 409) throw new Error(`end of session: ${r.status}`);
+    return r.status !== 404;
+  }
+
+  /** Makes a session unless one is active: then nothing is made, and the answer is the id of that one, else empty. */
+  async create(): Promise<string> {
+    const r = await this.request('sessions', { method: 'POST' });
+    if (r.ok) return '';
+    const id = r.status === 409 ? record(await r.json())['session_id'] : '';
+    if (typeof id === 'string' && id) return id;
+    throw new Error(`new session: ${r.status}`);
   }
 
   private async json(path: string): Promise<Readonly<Record<string, unknown>>> {
@@ -86,9 +97,9 @@ function parseEntry(value: unknown): SessionEntry[] {
   ];
 }
 
-function cursorOf(body: Readonly<Record<string, unknown>>): string {
+function more(body: Readonly<Record<string, unknown>>): { next: string; partial: boolean } {
   const next = body['next'];
-  return typeof next === 'string' ? next : '';
+  return { next: typeof next === 'string' ? next : '', partial: body['partial'] === true };
 }
 
 function record(value: unknown): Readonly<Record<string, unknown>> {

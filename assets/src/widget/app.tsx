@@ -36,13 +36,36 @@ export function App({ page }: { page: Page }) {
         )}
         {past ? (
           <Closing label={text.readOnly} action={text.backToChat} onAction={page.closePast} />
-        ) : page.state.value.ended || ended(page) ? (
-          <Closing label={text.ended} action={text.newChat} onAction={() => void page.newChat()} />
+        ) : !page.leaving.value && (page.state.value.ended || ended(page)) ? (
+          <Ended page={page} />
         ) : (
           <Composer page={page} />
         )}
       </main>
     </div>
+  );
+}
+
+/**
+ * After the end of a conversation. One that somebody ended, in another tab say, is mostly followed by another there;
+ * one that ran out of time is not. A new chat that would end another one asks first.
+ */
+function Ended({ page }: { page: Page }) {
+  if (page.goingOn.value) {
+    return (
+      <Closing
+        label={text.goingOn}
+        action={text.continueCurrent}
+        onAction={page.continueCurrent}
+        other={text.endAndStart}
+        onOther={() => void page.endAndStart()}
+      />
+    );
+  }
+  const begin = (): void => void page.newChat();
+  if (page.state.value.ended?.reason === 'expired') return <Closing label={text.ended} action={text.newChat} onAction={begin} />;
+  return (
+    <Closing label={text.ended} action={text.continueCurrent} onAction={page.continueCurrent} other={text.newChat} onOther={begin} />
   );
 }
 
@@ -58,13 +81,20 @@ function blocking(page: Page): boolean {
 }
 
 /** What stands in the place of the composer when nothing can be written. */
-function Closing(p: { label: string; action: string; onAction: () => void }) {
+function Closing(p: { label: string; action: string; onAction: () => void; other?: string; onOther?: () => void }) {
   return (
     <footer class="closing">
       <span>{p.label}</span>
-      <button class="button" type="button" onClick={p.onAction}>
-        {p.action}
-      </button>
+      <span class="closing-buttons">
+        {p.other && (
+          <button class="button" type="button" onClick={() => p.onOther?.()}>
+            {p.other}
+          </button>
+        )}
+        <button class={p.other ? 'button primary' : 'button'} type="button" onClick={p.onAction}>
+          {p.action}
+        </button>
+      </span>
     </footer>
   );
 }

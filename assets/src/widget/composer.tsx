@@ -12,9 +12,11 @@ export function Composer({ page }: { page: Page }) {
   const field = useRef<HTMLTextAreaElement>(null);
   const draft = page.draft.value;
   const empty = draft.trim() === '';
-  const stopping = page.answering.value && empty && page.state.value.live;
+  const stoppable = page.answering.value && page.state.value.live;
 
-  useEffect(() => field.current?.focus({ preventScroll: true }), []);
+  const begun = page.begun.value;
+
+  useEffect(() => field.current?.focus({ preventScroll: true }), [begun]);
   useLayoutEffect(() => {
     const f = field.current;
     if (!f) return;
@@ -24,6 +26,12 @@ export function Composer({ page }: { page: Page }) {
 
   const send = (): void => {
     if (page.send()) field.current?.focus({ preventScroll: true });
+  };
+  /** The button goes away with the answer; whoever pressed it by key goes on in the field. */
+  const stop = (e: MouseEvent): void => {
+    const here = document.activeElement === e.currentTarget;
+    page.stopAnswer();
+    if (here) field.current?.focus({ preventScroll: true });
   };
   const onKeyDown = (e: KeyboardEvent): void => {
     if (e.isComposing || e.keyCode === IME_KEY) return;
@@ -55,12 +63,21 @@ export function Composer({ page }: { page: Page }) {
           onInput={(e) => page.write(e.currentTarget.value)}
           onKeyDown={onKeyDown}
         />
-        {stopping ? (
-          <button class="send stop" type="button" aria-label={text.stop} title={text.stop} onClick={() => page.stopAnswer()}>
+        {stoppable && (
+          <button
+            key="stop"
+            class="send stop"
+            type="button"
+            aria-label={text.stop}
+            title={text.stop}
+            onMouseDown={(e) => e.preventDefault() /* the focus stays where it is */}
+            onClick={stop}
+          >
             <Square />
           </button>
-        ) : (
-          <button class="send" type="submit" aria-label={text.send} title={text.send} disabled={empty}>
+        )}
+        {(!stoppable || !empty) && (
+          <button key="send" class="send" type="submit" aria-label={text.send} title={text.send} disabled={empty}>
             <Up />
           </button>
         )}

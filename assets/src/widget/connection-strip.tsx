@@ -9,7 +9,7 @@ const TICK_MS = 200;
 /** Speaks of the connection when there is something to say; see strip.ts for when that is. */
 export function ConnectionStrip({ page }: { page: Page }) {
   const [now, setNow] = useState(() => Date.now());
-  const live = page.status.value.kind === 'live';
+  const live = page.connected.value;
   const memory = useRef({ live: false, wasLive: false, since: now, shown: false, last: 'none' });
   const m = memory.current;
   if (m.live !== live) {
@@ -19,7 +19,7 @@ export function ConnectionStrip({ page }: { page: Page }) {
     m.wasLive ||= live;
   }
   const at = Math.max(now, m.since);
-  const s = strip({ status: page.status.value, online: page.online.value, wasLive: m.wasLive, since: m.since, shown: m.shown, now: at });
+  const s = strip({ status: page.status.value, live, online: page.online.value, wasLive: m.wasLive, since: m.since, shown: m.shown, now: at });
   m.last = s.kind;
 
   const quiet = live && s.kind === 'none';

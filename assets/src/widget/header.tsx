@@ -1,3 +1,4 @@
+import { nameOf } from '../core/transcript';
 import type { Page } from './page';
 import { Back, Down, Menu, Plus } from './icons';
 import { text } from './text';
@@ -24,9 +25,9 @@ export function Header({ page }: { page: Page }) {
         </button>
       )}
       <div class="header-words">
-        <h1 dir="auto">{past ? past.name || text.title : title(page)}</h1>
+        <h1 dir="auto">{past ? past.name || text.title : nameOf(page.state.value) || text.newChat}</h1>
         <p class="header-state">
-          <span class="dot" data-state={past ? 'past' : page.status.value.kind} />
+          <span class="dot" data-state={past ? 'past' : dot(page)} />
           {past ? text.readOnly : line(page)}
         </p>
       </div>
@@ -40,19 +41,19 @@ export function Header({ page }: { page: Page }) {
   );
 }
 
-/** The session's name; until the server has one, what the user asked first, as the server will name it. */
-function title(page: Page): string {
-  const s = page.state.value;
-  const first = s.items.find((m) => m.type === 'user_message' && m.sender === 'user')?.content ?? '';
-  return s.name || first.split('\n', 1)[0]?.slice(0, 80) || text.newChat;
+function dot(page: Page): string {
+  const { kind } = page.status.value;
+  return kind === 'live' && !page.connected.value ? 'doubted' : kind;
 }
 
 function line(page: Page): string {
   const s = page.state.value;
   const { kind } = page.status.value;
   if (kind === 'connecting' || kind === 'opening' || kind === 'waiting') {
+    if (!page.online.value) return text.disconnected;
     return s.sessionId ? text.reconnecting : text.connecting;
   }
+  if (kind === 'live' && !page.connected.value) return page.online.value ? text.checking : text.disconnected;
   if (s.ended) return text.ended;
   if (s.owner === 'human') return text.assistedBy(s.assistedBy || text.support);
   if (s.owner === 'waiting') return text.waitingForHuman;
@@ -62,7 +63,7 @@ function line(page: Page): string {
 
 function ModelPicker({ page }: { page: Page }) {
   const s = page.state.value;
-  if (s.models.length < 2 || s.owner === 'human') return null;
+  if (s.models.length < 2 || s.owner === 'human' || s.ended) return null;
   const chosen = [...s.outbox].reverse().find((e) => e.type === 'model_select' && e.state !== 'failed')?.modelId;
   return (
     <label class="picker">

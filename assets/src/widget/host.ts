@@ -3,6 +3,8 @@ import { sessionStore } from './browser';
 
 /** Where tokens come from. */
 export interface TokenSource {
+  /** Whether they come from the link that the page was opened by; else from the page that holds it. */
+  readonly link: boolean;
   /** null: there is none to be had now. */
   get(reason: TokenReason): Promise<string | null>;
   /** The last one given out; empty before. */
@@ -19,6 +21,7 @@ const KEY = 'chatbox.dev.token';
 export function devTokens(): TokenSource {
   const token = developing() ? takeFragment() || recall() : '';
   return {
+    link: token !== '',
     get: () => Promise.resolve(token || null),
     current: () => token,
   };

@@ -1,8 +1,11 @@
+import type { ComponentChildren } from 'preact';
 import type { Entry } from '../core/outbox';
 import type { DurableFrame } from '../core/protocol';
+import type { Answer } from '../core/state';
 import type { Row } from '../core/transcript';
 import { Clock, Spark } from './icons';
 import type { Page } from './page';
+import { useStill } from './still';
 import { text } from './text';
 import { time } from './time';
 
@@ -18,7 +21,7 @@ export function Line({ row, page, grouped }: LineProps) {
     case 'own':
       return <Own entry={row.entry} page={page} grouped={grouped} />;
     case 'answer':
-      return <Ai content={row.answer.text} running grouped={grouped} stamp="" />;
+      return <Running answer={row.answer} live={page.connected.value} />;
     case 'event':
       return <Event event={row.event} page={page} grouped={grouped} />;
   }
@@ -27,7 +30,7 @@ export function Line({ row, page, grouped }: LineProps) {
 function Event({ event, page, grouped }: { event: DurableFrame; page: Page; grouped: boolean }) {
   switch (event.type) {
     case 'ai_response':
-      return <Ai content={event.content} grouped={grouped} stamp={event.timestamp} mark={mark(event)} />;
+      return <Final event={event} page={page} />;
     case 'user_message':
       return event.sender === 'admin' ? (
         <Agent event={event} grouped={grouped} />
@@ -66,24 +69,52 @@ function says(event: DurableFrame, page: Page): string {
 }
 
 function mark(event: DurableFrame): string {
-  const { stopped, interrupted, length, failed } = event.metadata;
-  if (failed) return `${text.failed} ${text.reasons[failed] ?? ''}`.trim();
+  const { stopped, interrupted, length } = event.metadata;
   if (stopped) return text.stopped;
   if (interrupted) return text.interrupted;
   return length ? text.cut : '';
 }
 
+function Running({ answer, live }: { answer: Answer; live: boolean }) {
+  const word = useStill(`${answer.attempt} ${answer.chunk} ${answer.text.length}`, live);
+  return <Ai content={answer.text} running stamp="" word={word} />;
+}
+
+function Final({ event, page }: { event: DurableFrame; page: Page }) {
+  const { failed } = event.metadata;
+  return (
+    <Ai content={event.content} stamp={event.timestamp} word={failed ? '' : mark(event)}>
+      {failed && <Failure reason={text.reasons[failed] ?? text.failed} question={page.past.value ? '' : page.askable(event)} page={page} />}
+    </Ai>
+  );
+}
+
+/** One sentence about an answer that did not come, and another try while it is the last thing that happened. */
+function Failure({ reason, question, page }: { reason: string; question: string; page: Page }) {
+  return (
+    <p class="card danger">
+      {reason}
+      {question && (
+        <button class="link" type="button" onClick={() => page.say(question)}>
+          {text.retry}
+        </button>
+      )}
+    </p>
+  );
+}
+
 interface AiProps {
   content: string;
-  grouped: boolean;
   stamp: string;
   running?: boolean;
-  mark?: string;
+  /** Said below the text, or beside the dots while there is none. */
+  word: string;
+  children?: ComponentChildren;
 }
 
 function Ai(p: AiProps) {
   return (
-    <div class="row ai" data-grouped={p.grouped} aria-busy={p.running ?? false}>
+    <div class="row ai" aria-busy={p.running ?? false}>
       <span class="avatar" aria-hidden="true">
         <Spark />
       </span>
@@ -101,7 +132,8 @@ function Ai(p: AiProps) {
             <i />
           </span>
         )}
-        {p.mark && <p class={p.mark.startsWith(text.failed) ? 'card danger' : 'mark'}>{p.mark}</p>}
+        {p.word && (p.running && p.content === '' ? <span class="word">{p.word}</span> : <p class="mark">{p.word}</p>)}
+        {p.children}
       </div>
     </div>
   );
@@ -153,7 +185,7 @@ function Own({ entry, page, grouped }: { entry: Entry; page: Page; grouped: bool
         ) : (
           <p class="status">
             <Clock />
-            {page.state.value.live ? text.sending : text.queued}
+            {page.connected.value ? text.sending : text.queued}
           </p>
         )}
       </div>

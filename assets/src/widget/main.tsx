@@ -12,9 +12,10 @@ window.addEventListener('online', () => {
 });
 window.addEventListener('offline', () => {
   page.online.value = false;
-  page.nudge(); // asks the socket whether it lives instead of believing the browser
+  page.doubt(); // asks the socket whether it lives instead of believing the browser
 });
 window.addEventListener('pageshow', () => page.nudge());
+page.wide.addEventListener('change', page.fitList);
 document.addEventListener('visibilitychange', () => {
   if (document.visibilityState === 'visible') page.nudge();
 });

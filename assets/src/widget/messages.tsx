@@ -1,18 +1,17 @@
 import { Fragment } from 'preact';
-import { useEffect, useState } from 'preact/hooks';
-import { eventRows } from '../core/transcript';
+import { eventRows, grouped } from '../core/transcript';
 import type { Row } from '../core/transcript';
 import { Announcer } from './announcer';
 import { Down, Spark } from './icons';
 import { Line } from './line';
 import type { Page } from './page';
 import { useFollow } from './scroll';
+import { useStill } from './still';
 import { text } from './text';
 import { day, time } from './time';
 
 /** Two messages further apart than this get a time between them, in milliseconds. */
 const GAP_MS = 10 * 60_000;
-const STILL_WORKING_MS = 8_000;
 
 /** The transcript: of the active conversation, or of the past one that is being read. */
 export function Messages({ page }: { page: Page }) {
@@ -25,6 +24,7 @@ export function Messages({ page }: { page: Page }) {
   return (
     <div class="messages-place">
       <div class="messages" ref={follow.ref} onScroll={follow.onScroll} tabIndex={0} aria-label={text.transcript}>
+        {(past ? past.partial : page.older.value === 'partial') && <p class="divider">{text.olderPartial}</p>}
         {hasMore && <Older page={page} onBefore={follow.keep} />}
         {settled && rows.length === 0 && !page.answering.value && <Greeting />}
         <div class="log" role="log" aria-live="off" aria-label={text.transcript}>
@@ -82,12 +82,8 @@ function Activity({ page }: { page: Page }) {
 }
 
 function Thinking({ word }: { word: string }) {
-  const [late, setLate] = useState(false);
-  useEffect(() => {
-    const timer = setTimeout(() => setLate(true), STILL_WORKING_MS);
-    return () => clearTimeout(timer);
-  }, []);
-  return <Dots kind="ai" label={text.thinking} word={word || (late ? text.stillWorking : '')} />;
+  const late = useStill('', true);
+  return <Dots kind="ai" label={text.thinking} word={word || late} />;
 }
 
 function Dots({ kind, label, word }: { kind: string; label: string; word?: string }) {
@@ -129,14 +125,3 @@ function stamp(row: Row): string {
       return '';
   }
 }
-
-/** Whether a row stands close to the one before it, because the same side is speaking. */
-function grouped(before: Row | undefined, row: Row): boolean {
-  return before !== undefined && side(before) === side(row);
-}
-
-function side(row: Row): string {
-  if (row.kind === 'own') return 'user';
-  return row.kind === 'answer' ? 'ai' : row.event.sender;
-}
-

@@ -9,7 +9,7 @@ export function Notice({ page }: { page: Page }) {
   if (s.kind !== 'stopped') return null;
   switch (s.why) {
     case 'unauthorized':
-      return <Panel title={text.expired} hint={text.expiredHint} action={text.tryAgain} onAction={page.reconnect} />;
+      return <SignedOut page={page} />;
     case 'forbidden':
       return <Panel title={text.forbidden} hint={text.forbiddenHint} />;
     case 'too_many':
@@ -19,6 +19,15 @@ export function Notice({ page }: { page: Page }) {
     default:
       return <Panel title={text.broken} hint={text.brokenHint} action={text.reload} onAction={() => location.reload()} />;
   }
+}
+
+/** Only who has been in can have been signed out. */
+function SignedOut({ page }: { page: Page }) {
+  if (page.state.value.user.id !== '') {
+    return <Panel title={text.expired} hint={text.expiredHint} action={text.tryAgain} onAction={page.reconnect} />;
+  }
+  if (page.byLink) return <Panel title={text.linkInvalid} hint={text.linkInvalidHint} />;
+  return <Panel title={text.notSignedIn} hint={text.notSignedInHint} action={text.tryAgain} onAction={page.reconnect} />;
 }
 
 interface PanelProps {

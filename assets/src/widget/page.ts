@@ -11,9 +11,10 @@ import type { DurableFrame } from '../core/protocol';
 import { initial } from '../core/state';
 import type { State } from '../core/state';
 import { subject } from '../core/token';
-import { transcript } from '../core/transcript';
+import { listed, withKnown } from '../core/sessions';
+import type { SessionEntry } from '../core/sessions';
+import { questionOf, transcript } from '../core/transcript';
 import { Api } from './api';
-import type { SessionEntry } from './api';
 import { clock, dial, sessionStore, uuid } from './browser';
 import type { TokenSource } from './host';
 import { text } from './text';
@@ -24,6 +25,8 @@ export interface Past {
   readonly name: string;
   readonly items: readonly DurableFrame[];
   readonly next: string;
+  /** Older messages exist and cannot be read now. */
+  readonly partial: boolean;
 }
 
 export interface Sessions {
@@ -31,6 +34,8 @@ export interface Sessions {
   /** Cursor of the page that follows; empty: there is none. */
   readonly next: string;
   readonly state: 'loading' | 'ready' | 'failed';
+  /** Older ones may exist and cannot be read now. */
+  readonly partial: boolean;
 }
 
 export type Page = ReturnType<typeof createPage>;
@@ -40,6 +45,7 @@ const DRAFT_KEY = 'chatbox.draft.1';
 const NOTE_MS = 6_000;
 /** How long the list of conversations waits for more to happen before it is read again, in milliseconds. */
 const LIST_MS = 1_000;
+const LIST_FAILED_MS = 5_000;
 /** Wide enough for that list to stand beside the chat. */
 const WIDE = '(min-width: 900px)';
 
@@ -50,17 +56,27 @@ export function createPage(base: URL, tokens: TokenSource) {
   const waitingForHost = signal(true);
   const note = signal('');
   const past = signal<Past | null>(null);
-  const sessions = signal<Sessions>({ items: [], next: '', state: 'loading' });
-  const listOpen = signal(isWide());
-  const older = signal<'idle' | 'loading' | 'failed'>('idle');
+  const sessions = signal<Sessions>({ items: [], next: '', state: 'loading', partial: false });
+  const wide = matchMedia(WIDE);
+  const listOpen = signal(wide.matches);
+  const older = signal<'idle' | 'loading' | 'failed' | 'partial'>('idle');
+  /** A conversation is being left for another. */
+  const leaving = signal(false);
+  /** Rises with every conversation that the user begins here. */
+  const begun = signal(0);
+  /** The active session that a new chat would end, found when the user asked for one; empty: none known. */
+  const goingOn = signal('');
   const draft = signal(readDraft());
   const rows = computed(() => transcript(state.value));
+  const connected = computed(() => status.value.kind === 'live' && !status.value.doubted);
+  const entries = computed(() => listed(sessions.value.items, state.value));
   const answering = computed(() => state.value.answers.length > 0 || state.value.loading !== null);
 
   const api = new Api(base, () => tokens.current());
   let noteTimer: unknown = null;
   let listTimer: unknown = null;
-  let listed = '';
+  let listedAt = '';
+  let openWhenWide = listOpen.value;
 
   function tell(message: string): void {
     clock.cancel(noteTimer);
@@ -96,13 +112,15 @@ export function createPage(base: URL, tokens: TokenSource) {
     chat.start(subject(token));
   }
 
-  /** Reads the list again when something was said and somebody looks at it. */
+  /** Reads the list again when a session goes live, gets its name, or something was said, and somebody looks at it. */
   function followList(s: State): void {
-    const key = `${s.sessionId} ${s.items[s.items.length - 1]?.seq ?? 0}`;
-    if (!s.live || !listOpen.value || key === listed) return;
-    listed = key;
+    if (!s.live) listedAt = '';
+    const key = `${s.sessionId} ${s.items[s.items.length - 1]?.seq ?? 0} ${s.name}`;
+    if (!s.live || !listOpen.value || key === listedAt) return;
+    listedAt = key;
     clock.cancel(listTimer);
-    listTimer = clock.after(sessions.value.state === 'loading' ? 0 : LIST_MS, () => void loadSessions());
+    const wait = { loading: 0, ready: LIST_MS, failed: LIST_FAILED_MS }[sessions.value.state];
+    listTimer = clock.after(wait, () => void loadSessions());
   }
 
   function toggleList(): void {
@@ -112,13 +130,25 @@ export function createPage(base: URL, tokens: TokenSource) {
 
   /** On a narrow page the list covers the chat. */
   function uncoverChat(): void {
-    if (!isWide()) listOpen.value = false;
+    if (!wide.matches) listOpen.value = false;
+  }
+
+  /** The page became wide or narrow: a list that stood beside the chat is not to cover it. */
+  function fitList(): void {
+    if (!wide.matches) openWhenWide = listOpen.value;
+    listOpen.value = wide.matches && openWhenWide;
+    if (listOpen.value) void loadSessions();
   }
 
   /** Sends what is in the composer. false: it stays there, and a note says why. */
   function send(): boolean {
     const content = draft.value.trim();
-    if (!content) return false;
+    if (!content || !say(content)) return false;
+    write('');
+    return true;
+  }
+
+  function say(content: string): boolean {
     if (!fits(content)) {
       tell(text.tooLong);
       return false;
@@ -127,7 +157,6 @@ export function createPage(base: URL, tokens: TokenSource) {
       tell(text.tooMany);
       return false;
     }
-    write('');
     return true;
   }
 
@@ -139,8 +168,11 @@ export function createPage(base: URL, tokens: TokenSource) {
 
   async function loadSessions(): Promise<void> {
     try {
-      sessions.value = { ...(await api.sessions('')), state: 'ready' };
+      const first = await api.sessions('');
+      const items = first.partial ? withKnown(first.items, sessions.value.items) : first.items;
+      sessions.value = { ...first, items, state: 'ready' };
     } catch {
+      listedAt = '';
       sessions.value = { ...sessions.value, state: 'failed' };
     }
   }
@@ -150,23 +182,29 @@ export function createPage(base: URL, tokens: TokenSource) {
     try {
       const page = await api.sessions(before.next);
       if (sessions.value !== before) return; // read anew meanwhile
-      sessions.value = { items: [...before.items, ...page.items], next: page.next, state: 'ready' };
+      sessions.value = { ...page, items: [...before.items, ...page.items], next: page.next || (page.partial ? before.next : ''), state: 'ready' };
     } catch {
-      sessions.value = { ...before, state: 'failed' };
+      tell(text.sessionsFailed);
     }
   }
 
-  /** Opens a past conversation for reading. The active one is simply shown. */
+  /** Whether the conversation of this page has ended, as far as the page knows. */
+  function over(): boolean {
+    return state.value.ended !== null || status.value.kind === 'stopped';
+  }
+
+  /** Opens a past conversation for reading. The active one is simply shown, and entered where another has ended. */
   async function open(entry: SessionEntry): Promise<void> {
+    if (entry.active && entry.id !== state.value.sessionId && over()) return leave(true);
     if (entry.active || entry.id === state.value.sessionId) {
       past.value = null;
       return;
     }
     try {
       const page = await api.messages(entry.id, '', PAGE_SIZE);
-      past.value = { id: entry.id, name: entry.name, items: page.items, next: page.next };
+      past.value = { ...page, id: entry.id, name: entry.name };
     } catch {
-      tell(text.sessionsFailed);
+      tell(text.openFailed);
     }
   }
 
@@ -175,44 +213,82 @@ export function createPage(base: URL, tokens: TokenSource) {
     older.value = 'loading';
     try {
       const reading = past.value;
-      if (reading) await olderOf(reading);
-      else await olderOfCurrent();
-      older.value = 'idle';
+      const partial = reading ? await olderOf(reading) : await olderOfCurrent();
+      older.value = partial ? 'partial' : 'idle';
     } catch {
       older.value = 'failed';
     }
   }
 
-  async function olderOf(reading: Past): Promise<void> {
+  async function olderOf(reading: Past): Promise<boolean> {
     const page = await api.messages(reading.id, reading.next, PAGE_SIZE);
-    if (past.value?.id !== reading.id) return;
-    past.value = { ...reading, items: [...page.items, ...reading.items], next: page.next };
+    if (past.value?.id !== reading.id) return false;
+    const next = page.next || (page.partial ? reading.next : '');
+    past.value = { ...reading, items: [...page.items, ...reading.items], next, partial: page.partial };
+    return page.partial;
   }
 
-  async function olderOfCurrent(): Promise<void> {
+  async function olderOfCurrent(): Promise<boolean> {
     const { sessionId, items } = state.value;
     const page = await api.messages(sessionId, String(items[0]?.seq ?? ''), PAGE_SIZE);
-    chat.older(sessionId, page.items, page.next !== '');
+    chat.older(sessionId, page.items, page.next !== '' || page.partial);
+    return page.partial;
   }
 
-  /** Ends the active conversation and begins another. */
+  /**
+   * Ends the conversation of this page and begins another. On a page whose conversation has ended already another may
+   * be going on elsewhere: it is not ended without asking.
+   */
   async function newChat(): Promise<void> {
-    const { sessionId, ended } = state.value;
+    const { sessionId, items, hasMore, outbox } = state.value;
+    const unused = !hasMore && outbox.length === 0 && !items.some((m) => m.type !== 'session_started' && m.type !== 'model_select');
+    if (sessionId && !over() && unused) return leave(null);
+    await leavingFor(async () => {
+      if (sessionId && !over()) return leave(await api.end(sessionId));
+      goingOn.value = await api.create();
+      past.value = null;
+      if (!goingOn.value) leave(true);
+    });
+  }
+
+  /** Ends the conversation that goes on elsewhere, which the user was asked about, and begins another. */
+  async function endAndStart(): Promise<void> {
+    await leavingFor(async () => {
+      await api.end(goingOn.value);
+      leave(true);
+    });
+  }
+
+  async function leavingFor(run: () => Promise<void>): Promise<void> {
+    if (leaving.value) return;
+    leaving.value = true;
     try {
-      if (sessionId && !ended) await api.end(sessionId);
+      await run();
     } catch {
-      tell(text.broken);
-      return;
+      tell(text.newChatFailed);
+    } finally {
+      leaving.value = false;
     }
+  }
+
+  /** Shows the active conversation. `ended`: whether that of this page has ended or is lost; null: it is the active one. */
+  function leave(ended: boolean | null): void {
     batch(() => {
       past.value = null;
-      chat.renew();
+      goingOn.value = '';
+      begun.value++;
+      if (ended !== null) chat.renew(ended);
     });
   }
 
   return {
-    state, status, online, waitingForHost, note, past, sessions, listOpen, older, draft, rows, answering,
-    toggleList, uncoverChat, start, send, write, open, loadOlder, moreSessions, newChat,
+    state, status, online, connected, waitingForHost, note, past, sessions, listed: entries, listOpen, wide, older, draft, rows,
+    answering, leaving, begun, goingOn,
+    toggleList, uncoverChat, fitList, start, send, say, write, open, loadOlder, moreSessions, newChat, endAndStart,
+    byLink: tokens.link,
+    continueCurrent: () => leave(true),
+    /** What to ask again after an answer that failed; empty when that makes no sense now. */
+    askable: (answer: DurableFrame) => (state.value.ended || state.value.owner === 'human' ? '' : questionOf(state.value.items, answer)),
     closePast: () => (past.value = null),
     stopAnswer: () => chat.stopAnswer(),
     selectModel: (modelId: string) => chat.send({ type: 'model_select', modelId }),
@@ -220,11 +296,8 @@ export function createPage(base: URL, tokens: TokenSource) {
     discard: (id: string) => chat.discard(id),
     reconnect: () => chat.reconnect(),
     nudge: () => chat.nudge(),
+    doubt: () => chat.doubt(),
   };
-}
-
-function isWide(): boolean {
-  return matchMedia(WIDE).matches;
 }
 
 function readDraft(): string {

@@ -43,6 +43,18 @@ export function useFollow(rows: readonly Row[]) {
     m.anchor = el ? el.scrollHeight - el.scrollTop : 0;
   };
 
+  // The strip above, the composer below, the keyboard and what is in no row change the heights too.
+  useLayoutEffect(() => {
+    const el = ref.current;
+    if (!el) return;
+    const observer = new ResizeObserver(() => {
+      if (m.following) el.scrollTop = el.scrollHeight;
+    });
+    observer.observe(el);
+    if (el.lastElementChild) observer.observe(el.lastElementChild);
+    return () => observer.disconnect();
+  }, []);
+
   const lastOwn = [...rows].reverse().find((r) => r.kind === 'own')?.key ?? '';
   const tail = rows[rows.length - 1];
   const grown = tail?.kind === 'answer' ? tail.answer.text.length : 0;

@@ -1,12 +1,13 @@
 import type { Page } from './page';
-import type { SessionEntry } from './api';
+import type { SessionEntry } from '../core/sessions';
 import { Back, Plus } from './icons';
 import { text } from './text';
 import { ago } from './time';
 
 /** The user's conversations, the latest first. */
 export function SessionList({ page }: { page: Page }) {
-  const { items, next, state } = page.sessions.value;
+  const { next, state, partial } = page.sessions.value;
+  const items = page.listed.value;
   const start = (): void => {
     void page.newChat();
     page.uncoverChat();
@@ -26,9 +27,9 @@ export function SessionList({ page }: { page: Page }) {
           <Plus />
         </button>
       </div>
-      {state === 'failed' && <p class="list-word">{text.sessionsFailed}</p>}
+      {state === 'failed' && items.length === 0 && <p class="list-word">{text.sessionsFailed}</p>}
       {state === 'loading' && items.length === 0 && [0, 1, 2].map((i) => <div key={i} class="skeleton" />)}
-      {state === 'ready' && items.length === 0 && <p class="list-word">{text.noSessions}</p>}
+      {state === 'ready' && items.length === 0 && !partial && <p class="list-word">{text.noSessions}</p>}
       <ul>
         {items.map((entry) => (
           <li key={entry.id}>
@@ -46,6 +47,7 @@ export function SessionList({ page }: { page: Page }) {
           </li>
         ))}
       </ul>
+      {partial && <p class="list-word">{text.sessionsPartial}</p>}
       {next !== '' && (
         <button class="older" type="button" onClick={() => void page.moreSessions()}>
           {text.moreSessions}

@@ -15,6 +15,8 @@ const SHOW_RESTORED = 2_000;
 
 export interface StripInput {
   readonly status: Status;
+  /** Live on a socket that nobody doubts. */
+  readonly live: boolean;
   readonly online: boolean;
   /** The page has been live before. */
   readonly wasLive: boolean;
@@ -27,9 +29,9 @@ export interface StripInput {
 
 export function strip(i: StripInput): Strip {
   const age = i.now - i.since;
-  if (i.status.kind === 'live') return i.shown && age < SHOW_RESTORED ? { kind: 'restored' } : { kind: 'none' };
+  if (i.live) return i.shown && age < SHOW_RESTORED ? { kind: 'restored' } : { kind: 'none' };
   if (i.status.kind === 'stopped' || i.status.kind === 'idle') return { kind: 'none' };
-  if (!i.online) return { kind: 'offline' };
+  if (!i.online) return age < SHOW_CONNECTING ? { kind: 'none' } : { kind: 'offline' };
   if (!i.wasLive) return age < SHOW_CONNECTING ? { kind: 'none' } : { kind: 'connecting' };
   if (age < SHOW_LOST) return { kind: 'none' };
   const seconds = i.status.kind === 'waiting' ? Math.max(0, Math.ceil((i.status.until - i.now) / 1_000)) : 0;

@@ -1,5 +1,6 @@
 // A server that speaks enough of the protocol to develop the page and to run its tests without Redis and Go.
-// It keeps everything in memory, trusts every token, and answers `!tokens N DELAY_MS` like the scripted model.
+// It keeps everything in memory, trusts every token that it can read, and answers `!tokens N DELAY_MS` and `!error` like
+// the scripted model; `!hold MS` says one word, waits, and says another.
 
 import { createServer } from 'node:http';
 import { randomUUID } from 'node:crypto';
@@ -19,6 +20,8 @@ export async function startMock({ port = 0, host = '127.0.0.1' } = {}) {
   const server = createServer((req, res) => void route(req, res).catch(() => res.writeHead(500).end()));
   const wss = new WebSocketServer({ noServer: true, handleProtocols: () => 'chatbox.v1' });
   const counts = { lookups: 0, accepted: 0 };
+  /** What a test may break: the archive is away; nothing becomes durable. */
+  const faults = { archive: false, flusher: false };
 
   server.on('upgrade', (req, socket, head) => {
     const url = new URL(req.url, 'http://mock');
@@ -89,7 +92,7 @@ export async function startMock({ port = 0, host = '127.0.0.1' } = {}) {
   function frame(ws, user, s, f) {
     switch (f.type) {
       case 'ping':
-        return send(ws, { type: 'pong', session_id: s.id, seq: s.seq, durable: s.seq });
+        return send(ws, { type: 'pong', session_id: s.id, seq: s.seq, durable: faults.flusher ? 0 : s.seq });
       case 'user_message': {
         // A message that was sent before may be in the session of its first try.
         const home = (f.resent && user.sessions.find((x) => x.id === f.session_id && x.ids.has(f.message_id))) || s;
@@ -125,18 +128,20 @@ export async function startMock({ port = 0, host = '127.0.0.1' } = {}) {
     tell({ type: 'loading', active: true, try: 1 });
     const last = questions[questions.length - 1].content;
     const [, n, ms] = /^!tokens (\d+)(?: (\d+))?/.exec(last) ?? [];
-    const words = n ? Array.from({ length: Number(n) }, (_, i) => `t${i + 1}`) : `You said: ${last}`.split(' ');
+    const [, hold] = /^!hold (\d+)/.exec(last) ?? [];
+    const words = hold ? ['wait', 'done'] : n ? Array.from({ length: Number(n) }, (_, i) => `t${i + 1}`) : `You said: ${last}`.split(' ');
     await pause(120);
+    const broken = last.startsWith('!error');
     for (const [i, w] of words.entries()) {
-      await pause(Number(ms ?? 15));
-      if (gen.stop || s.ended) break;
+      await pause(hold && i > 0 ? Number(hold) : Number(ms ?? 15));
+      if (gen.stop || s.ended || broken) break;
       const delta = i === 0 ? w : ` ${w}`;
       gen.text += delta;
       gen.chunk++;
       tell({ type: 'ai_response', sender: 'ai', attempt: 1, chunk: gen.chunk, delta });
     }
     s.gen = null;
-    const metadata = { answers: questions.map((q) => q.message_id).join(' '), ...(gen.stop ? { stopped: 'true' } : {}) };
+    const metadata = { answers: questions.map((q) => q.message_id).join(' '), ...(gen.stop ? { stopped: 'true' } : {}), ...(broken ? { failed: 'LLM_UNAVAILABLE' } : {}) };
     if (!s.ended) append(s, { type: 'ai_response', message_id: gen.id, sender: 'ai', content: gen.text, metadata });
     void answer(s);
   }
@@ -148,12 +153,16 @@ export async function startMock({ port = 0, host = '127.0.0.1' } = {}) {
     const user = userOf((req.headers.authorization ?? '').replace('Bearer ', ''));
     if (!user) return json(res, 401, {});
     if (path === 'me') return json(res, 200, { id: user.id });
+    if (path === 'sessions' && req.method === 'POST') {
+      const going = user.sessions.find((s) => !s.ended);
+      return going ? json(res, 409, { session_id: going.id }) : json(res, 201, { id: active(user).id });
+    }
     if (path === 'sessions') {
-      const items = user.sessions.filter((s) => s.ids.size > 0).map((s) => ({
+      const items = user.sessions.filter((s) => s.ids.size > 0 && !(faults.archive && s.ended)).map((s) => ({
         id: s.id, name: s.name ?? '', last_activity: s.events[s.events.length - 1].timestamp, active: !s.ended, admin_assisted: false,
         message_count: s.events.filter((e) => e.type === 'user_message' || e.type === 'ai_response').length,
       }));
-      return json(res, 200, { items });
+      return json(res, 200, { items, ...(faults.archive ? { partial: true } : {}) });
     }
     const [, id, verb] = /^sessions\/([\w-]+)\/(messages|end)$/.exec(path) ?? [];
     const s = user.sessions.find((x) => x.id === id);
@@ -188,6 +197,7 @@ export async function startMock({ port = 0, host = '127.0.0.1' } = {}) {
   return {
     url: `http://${host}:${server.address().port}/chat/`,
     counts,
+    faults,
     /** Cuts every socket without a close frame, as a dying replica does. */
     cut: () => wss.clients.forEach((ws) => ws.terminate()),
     close: () => {

@@ -88,9 +88,7 @@ describe('the page', { skip: missing ? 'no chromium on PATH' : false }, () => {
   async function openFresh() {
     const page = await open();
     if (foreign) {
-      await page.getByRole('button', { name: 'New chat' }).and(page.locator('.round')).first().click();
-      await page.locator('.row').first().waitFor({ state: 'detached', ...WAIT });
-      await page.locator('.dot[data-state="live"]').waitFor(WAIT);
+      await startAnother(page);
     }
     return page;
   }
@@ -99,6 +97,19 @@ describe('the page', { skip: missing ? 'no chromium on PATH' : false }, () => {
     await page.getByRole('textbox').fill(words);
     await page.getByRole('textbox').press('Enter');
   }
+
+  /** The button in the header or in the list, whichever is there. */
+  const newChat = (page) => page.getByRole('button', { name: 'New chat' }).and(page.locator('.round')).first();
+
+  /** Ends the conversation of a page and waits for the next one. */
+  async function startAnother(page) {
+    await newChat(page).click();
+    await page.locator('.row').first().waitFor({ state: 'detached', ...WAIT });
+    await page.locator('.dot[data-state="live"]').waitFor(WAIT);
+  }
+
+  /** How far the list is from its end, in pixels. */
+  const fromEnd = (page) => page.locator('.messages').evaluate((el) => el.scrollHeight - el.scrollTop - el.clientHeight);
 
   const answers = (page) => page.locator('.row.ai .text');
   const own = (page) => page.locator('.row.user .bubble');
@@ -149,10 +160,18 @@ describe('the page', { skip: missing ? 'no chromium on PATH' : false }, () => {
     const page = await openFresh();
     await say(page, '!tokens 200 50');
     await page.locator('.log').getByText('t5', { exact: false }).waitFor(WAIT);
+    await page.getByRole('textbox').fill('more');
+    await page.getByRole('button', { name: 'Send', exact: true }).waitFor(WAIT);
+    await shot(page, 'stop-beside-send');
     await page.getByRole('button', { name: 'Stop the answer' }).click();
     await page.locator('.log').getByText('Stopped', { exact: true }).waitFor(WAIT);
     await finished(page);
     assert.match(await answers(page).textContent(), /^t1 t2 t3/);
+    assert.ok(await page.getByRole('textbox').evaluate((el) => el === document.activeElement), 'one can go on writing');
+    assert.equal(await page.locator('p[role="status"]').textContent(), 'Stopped');
+    await page.getByRole('textbox').fill('');
+    await startAnother(page);
+    assert.equal(await page.locator('p[role="status"]').textContent(), '');
   });
 
   // Beyond B7 and B12: unsent messages survive, and arrive once.
@@ -162,7 +181,7 @@ describe('the page', { skip: missing ? 'no chromium on PATH' : false }, () => {
     await say(page, 'written in a tunnel');
     await say(page, '!tokens 5 10');
     assert.equal(await own(page).count(), 2);
-    await page.getByText('You are offline. Messages will be sent later.').waitFor({ timeout: 20_000 });
+    await page.getByText('You are offline. Messages will be sent later.').waitFor({ timeout: 2_000 });
     await shot(page, 'offline');
     await context.setOffline(false);
     await page.locator('.status').first().waitFor({ state: 'detached', timeout: 30_000 });
@@ -190,6 +209,145 @@ describe('the page', { skip: missing ? 'no chromium on PATH' : false }, () => {
     }
   });
 
+  test('offline is said at once, and hides neither the last line nor the list', async () => {
+    const page = await openFresh();
+    await say(page, '!tokens 900 1');
+    await finished(page);
+    await page.locator('.list-row').first().waitFor(WAIT);
+    assert.ok((await fromEnd(page)) < 2);
+    await context.setOffline(true);
+    await page.locator('.dot:not([data-state="live"])').waitFor({ timeout: 1_000 });
+    await page.locator('.strip.offline').waitFor({ timeout: 2_000 });
+    assert.ok((await fromEnd(page)) < 2, 'the last line is in view');
+    await page.getByRole('button', { name: 'Hide conversations' }).first().click();
+    await page.getByRole('button', { name: 'Show conversations' }).click();
+    await page.locator('.list-row').first().waitFor(WAIT);
+    await page.waitForTimeout(300);
+    assert.equal(await page.getByText('The list could not be loaded.').count(), 0);
+    await shot(page, 'offline-list');
+    await context.setOffline(false);
+    await page.locator('.dot[data-state="live"]').waitFor({ timeout: 30_000 });
+  });
+
+  test('the list names a conversation from its first message on, and knows which one is current', async () => {
+    const page = await openFresh();
+    await say(page, '!tokens 60 50 in the list');
+    await page.locator('.list-row[aria-current="true"]', { hasText: '!tokens 60 50 in the list' }).getByText('Now').waitFor({ timeout: 2_000 });
+    await shot(page, 'list-first-answer');
+    await startAnother(page);
+    assert.equal(await page.locator('.list-row .badge.on').count(), 0);
+    await page.locator('.list-row', { hasText: '!tokens 60 50 in the list' }).first().waitFor(WAIT);
+  });
+
+  // Promise 48: one active session.
+  test('a new chat in one tab lets the other go on there, and is not ended from there without asking', async () => {
+    const one = await openFresh();
+    const two = await open();
+    await say(one, 'before');
+    await finished(one);
+    await finished(two);
+    await startAnother(one);
+    await say(one, 'after');
+    await finished(one);
+    await two.getByText('This conversation has ended.').first().waitFor(WAIT);
+    await shot(two, 'other-tab');
+    await two.locator('.closing').getByRole('button', { name: 'New chat' }).click();
+    await two.getByText('Another chat is going on. A new one would end it.').waitFor(WAIT);
+    await shot(two, 'other-tab-asks');
+    await two.getByRole('button', { name: 'Continue in the current chat' }).click();
+    await own(two).getByText('after').waitFor(WAIT);
+    assert.equal(await one.getByRole('textbox').count(), 1);
+    await startAnother(two);
+    await one.locator('.closing').getByRole('button', { name: 'New chat' }).click();
+    await one.getByRole('button', { name: 'End it and start a new one' }).click();
+    await one.locator('.row').first().waitFor({ state: 'detached', ...WAIT });
+    await two.getByText('This conversation has ended.').first().waitFor(WAIT);
+  });
+
+  test('a failed answer says so in one sentence, and another try asks again', async () => {
+    const page = await openFresh();
+    await say(page, '!error 401');
+    const card = page.locator('.card.danger');
+    await card.waitFor({ timeout: 30_000 });
+    await shot(page, 'answer-failed');
+    assert.equal((await card.textContent()).replace('Retry', '').trim(), 'The assistant is not available right now.');
+    await card.getByRole('button', { name: 'Retry' }).click();
+    await own(page).nth(1).waitFor(WAIT);
+    assert.deepEqual(await own(page).allTextContents(), ['!error 401', '!error 401']);
+    await card.nth(1).waitFor({ timeout: 30_000 });
+    assert.equal(await page.getByRole('button', { name: 'Retry' }).count(), 1);
+  });
+
+  test('a window that becomes narrow shows the chat, and the list again when it becomes wide', async () => {
+    const page = await openFresh();
+    await page.locator('.list').waitFor(WAIT);
+    await page.setViewportSize({ width: 700, height: 760 });
+    await page.locator('.list').waitFor({ state: 'detached', ...WAIT });
+    await page.getByRole('textbox').click();
+    await page.setViewportSize({ width: 1100, height: 760 });
+    await page.locator('.list').waitFor(WAIT);
+  });
+
+  test('a token that was never good is not called a sign-out', async () => {
+    token = 'not.a.token';
+    const page = await context.newPage();
+    await page.goto(`${pageUrl()}#token=${token}`);
+    await page.getByText('This link is not valid any more').waitFor(WAIT);
+    await shot(page, 'bad-token');
+  });
+
+  // Beyond B7: one message, in one session.
+  test('what was acknowledged is not sent again to the next conversation', { skip: foreign !== '' }, async () => {
+    const page = await openFresh();
+    mock.faults.flusher = true;
+    try {
+      await say(page, 'acknowledged and not yet archived');
+      await finished(page);
+      const { lookups, accepted } = mock.counts;
+      await startAnother(page);
+      await page.reload();
+      await page.locator('.dot[data-state="live"]').waitFor(WAIT);
+      await say(page, 'next');
+      await finished(page);
+      assert.deepEqual(mock.counts, { lookups, accepted: accepted + 1 });
+      assert.deepEqual(await own(page).allTextContents(), ['next']);
+    } finally {
+      mock.faults.flusher = false;
+    }
+  });
+
+  test('an answer that stands still says so, also after a reconnect', { skip: foreign !== '' }, async () => {
+    const page = await openFresh();
+    await say(page, '!hold 16000');
+    await page.locator('.text[data-running="true"]').waitFor(WAIT);
+    await page.getByText('Still working…').waitFor(WAIT);
+    await shot(page, 'still-working');
+    mock.cut();
+    await page.getByText('The answer is being picked up again…').waitFor(WAIT);
+    await shot(page, 'picking-up');
+    await finished(page);
+    assert.equal(await answers(page).textContent(), 'wait done');
+    assert.equal(await page.getByText('picked up again').count(), 0);
+  });
+
+  test('while the archive is away the list says that it is not whole, and keeps what it had', { skip: foreign !== '' }, async () => {
+    const page = await openFresh();
+    await say(page, 'the older one');
+    await finished(page);
+    await startAnother(page);
+    await page.locator('.list-row', { hasText: 'the older one' }).waitFor(WAIT);
+    mock.faults.archive = true;
+    try {
+      await say(page, 'the newer one');
+      await page.getByText('Older conversations are briefly unavailable.').waitFor(WAIT);
+      await page.locator('.list-row', { hasText: 'the older one' }).waitFor(WAIT);
+      await finished(page);
+      await shot(page, 'partial-list');
+    } finally {
+      mock.faults.archive = false;
+    }
+  });
+
   test('shift and Enter makes a line, and markup stays text', async () => {
     const page = await openFresh();
     const evil = '<img src=x onerror="document.title=1">';
@@ -207,9 +365,7 @@ describe('the page', { skip: missing ? 'no chromium on PATH' : false }, () => {
     const page = await openFresh();
     await say(page, 'first conversation');
     await finished(page);
-    await page.getByRole('button', { name: 'New chat' }).and(page.locator('.round')).first().click();
-    await page.locator('.row').first().waitFor({ state: 'detached', ...WAIT });
-    await page.locator('.dot[data-state="live"]').waitFor(WAIT);
+    await startAnother(page);
     await say(page, 'second conversation');
     await finished(page);
     await shot(page, 'desktop');
@@ -292,5 +448,5 @@ describe('the page', { skip: missing ? 'no chromium on PATH' : false }, () => {
 
 /** Messages of the browser that are no mistake of the page: it says so when a socket or a request finds no network. */
 function expected(words) {
-  return /ERR_INTERNET_DISCONNECTED|ERR_CONNECTION|WebSocket connection to .* failed/.test(words);
+  return /ERR_INTERNET_DISCONNECTED|status of (401|409)|ERR_CONNECTION|WebSocket connection to .* failed/.test(words);
 }

@@ -62,7 +62,8 @@ local function emit(S, id, h, c, counts)
   call('HSET', S.ids, id, seq)
   local tell = now >= S.fd + 1000 -- who is told reads a second later, so it misses nothing of that second
   if tell then S.fd = now end
-  call('HSET', S.key, 's', seq, 'la', int(now), 'mc', int(S.mc), 'lb', int(S.lb), 'fd', int(S.fd))
+  call('HSET', S.key, 's', seq, 'mc', int(S.mc), 'lb', int(S.lb), 'fd', int(S.fd))
+  if counts == 1 then call('HSET', S.key, 'la', int(now)) end -- activity is what somebody said
   call('ZADD', KEYS[4], 'NX', int(now + docEvery), S.id)
   call(pub, S.chan, record(S.e, seq, h, c))
   if tell then call(pub, KEYS[4], S.id) end
