@@ -47,7 +47,7 @@ func TestTurn_marksATakeOverWithoutTextAsFailed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakeStore{takeovers: 1, text: "half an ans", chunk: 3, attempt: 1}
 		f.ask("q1", "hello")
-		r, stop := start(t, f, fakeModels{func(context.Context, llm.Request, func(llm.Delta) error) (llm.Result, error) {
+		r, stop := start(t, f, fakeModels{stream: func(context.Context, llm.Request, func(llm.Delta) error) (llm.Result, error) {
 			return llm.Result{Finish: llm.FinishStop}, nil
 		}})
 		defer stop()
