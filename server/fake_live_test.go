@@ -15,31 +15,35 @@ import (
 // fakeLive is the live store in memory, with its bus. A function that is set is asked in place of the memory.
 type fakeLive struct {
 	// Set before the server runs, or by set.
-	OpenFn      func(context.Context, sessionstore.OpenRequest) (sessionstore.Opened, error)
-	ReadFn      func(context.Context, string, sessionstore.Position) (sessionstore.Page, error)
-	SubscribeFn func(context.Context, string) error
-	TouchFn     func(context.Context, []live.Conn) ([]live.Conn, error)
-	GoneFn      func(context.Context, live.Conn) error
-	SessionFn   func(context.Context, string) (sessionstore.Session, error)
-	ActiveFn    func(context.Context, string) (sessionstore.Session, bool, error)
-	EndFn       func(ctx context.Context, sid, reason, next string) error
-	PingFn      func(context.Context) error
-	RunBusFn    func(context.Context, live.Handler) error
-	AppendFn    func(context.Context, sessionstore.Append) (sessionstore.Appended, error)
+	OpenFn        func(context.Context, sessionstore.OpenRequest) (sessionstore.Opened, error)
+	ReadFn        func(context.Context, string, sessionstore.Position) (sessionstore.Page, error)
+	SubscribeFn   func(context.Context, string) error
+	TouchFn       func(context.Context, []live.Conn) ([]live.Conn, error)
+	GoneFn        func(context.Context, live.Conn) error
+	SessionFn     func(context.Context, string) (sessionstore.Session, error)
+	ActiveFn      func(context.Context, string) (sessionstore.Session, bool, error)
+	EndFn         func(ctx context.Context, sid, reason, next string) error
+	PingFn        func(context.Context) error
+	RunBusFn      func(context.Context, live.Handler) error
+	AppendFn      func(context.Context, sessionstore.Append) (sessionstore.Appended, error)
+	PositionsFn   func(context.Context, []string) (map[string]live.Top, error)
+	MayHaveLostFn func(context.Context, string) (bool, error)
 
 	bus sync.Mutex // held while an event is made and delivered, so that they come in order
 
-	mu        sync.Mutex // guards the fields above and below
-	sessions  map[string]*book
-	active    map[string]string // by user
-	handler   live.Handler
-	mute      bool // the bus loses what is published
-	opened    []sessionstore.OpenRequest
-	gone      []live.Conn
-	present   map[live.Conn]bool
-	touched   [][]live.Conn
-	published []sessionstore.Event
-	stopped   []string
+	mu         sync.Mutex // guards the fields above and below
+	sessions   map[string]*book
+	active     map[string]string // by user
+	handler    live.Handler
+	mute       bool // the bus loses what is published
+	opened     []sessionstore.OpenRequest
+	gone       []live.Conn
+	present    map[live.Conn]bool
+	touched    [][]live.Conn
+	published  []sessionstore.Event
+	stopped    []string
+	rebuilt    []string
+	remembered int
 }
 
 // book is one session.
@@ -141,6 +145,9 @@ func (f *fakeLive) open(r sessionstore.OpenRequest) (sessionstore.Opened, error)
 	sid, found := f.active[r.UserID]
 	if found && r.NewOnly {
 		return sessionstore.Opened{}, &sessionstore.ActiveError{SessionID: sid}
+	}
+	if !found && r.NoNew {
+		return sessionstore.Opened{}, fmt.Errorf("open session: %w", sessionstore.ErrNotFound)
 	}
 	if !found {
 		sid = fmt.Sprintf("p01-%s-%d", r.UserID, len(f.sessions)+1)
@@ -317,6 +324,9 @@ func (f *fakeLive) Publish(_ context.Context, ev sessionstore.Event) error {
 	f.published = append(f.published, ev)
 	b := f.sessions[ev.SessionID]
 	f.mu.Unlock()
+	if b == nil {
+		return sessionstore.ErrNotFound
+	}
 	f.deliver(b.message(ev))
 	return nil
 }

@@ -61,7 +61,7 @@ func TestHubMessage_ofEveryKind(t *testing.T) {
 func pageOf(p sessionstore.Page, err error) feed {
 	f := newFakeLive()
 	f.ReadFn = func(context.Context, string, sessionstore.Position) (sessionstore.Page, error) { return p, err }
-	return feed{f}
+	return feed{f, fakeReviver(func(string, string) error { return sessionstore.ErrNotFound })}
 }
 
 func TestFeed_readsAPageMessageByMessage(t *testing.T) {

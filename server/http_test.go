@@ -200,7 +200,7 @@ func TestNew_wantsAllParts(t *testing.T) {
 	whole := newReplica(t).deps
 	for name, spoil := range map[string]func(*Deps){
 		"live": func(d *Deps) { d.Live = nil }, "archive": func(d *Deps) { d.Archive = nil }, "history": func(d *Deps) { d.History = nil },
-		"chat": func(d *Deps) { d.Chat = nil }, "turns": func(d *Deps) { d.Turns = nil }, "verifier": func(d *Deps) { d.Verifier = nil },
+		"chat": func(d *Deps) { d.Chat = nil }, "revival": func(d *Deps) { d.Revival = nil }, "turns": func(d *Deps) { d.Turns = nil }, "verifier": func(d *Deps) { d.Verifier = nil },
 		"policy": func(d *Deps) { d.Policy = nil }, "replica": func(d *Deps) { d.Options.Replica = "" },
 		"hub's options": func(d *Deps) { d.Options.PingEvery = -1 },
 	} {
@@ -221,7 +221,7 @@ func TestOptions_defaults(t *testing.T) {
 	assert.Equal(t, Options{
 		MaxConnections: 10000, Window: 15 * time.Minute, Presence: 95 * time.Second, TouchEvery: 95 * time.Second / 3, PerMinute: 100,
 		SocketRate: 10, SocketBurst: 40, OpensInFlight: 128, QueueBytes: 1 << 20, WriteWait: 10 * time.Second, Idle: 90 * time.Second,
-		RedisGrace: 15 * time.Second,
+		RedisGrace: 15 * time.Second, TailEvery: 15 * time.Second, PerUser: 20,
 	}, o)
 	o = Options{Presence: 10 * time.Second, TouchEvery: time.Minute}
 	o.setDefaults()

@@ -33,8 +33,9 @@ import (
 // first two.
 type words struct{ next chan struct{} }
 
-func (words) Default() string    { return "gpt" }
-func (words) Has(id string) bool { return id == "gpt" }
+func (words) Default() string       { return "gpt" }
+func (words) Has(id string) bool    { return id == "gpt" }
+func (words) Continues(string) bool { return false }
 
 func (w words) Stream(ctx context.Context, q llm.Request, obs llm.Observer, emit func(llm.Delta) error) (llm.Result, error) {
 	if err := obs.Book(ctx, "gpt"); err != nil {
@@ -87,12 +88,20 @@ func newNode(t *testing.T, name, redisURL string, model words) *node {
 	require.NoError(t, err)
 	stored := &fakeArchive{}
 	history := &chat.History{Live: nd.store, Stored: stored, Keys: ring}
-	turns, err := turn.New(turn.Options{Store: nd.store, History: history, Models: model})
+	revival, err := chat.NewReviver(chat.ReviveOptions{Live: nd.store, Archive: stored})
 	require.NoError(t, err)
-	talk, err := chat.New(chat.Options{Store: nd.store, Archive: stored, Turns: turns, Models: model})
+	wrote, err := NewAuthored(AuthoredOptions{Live: nd.store, Archive: stored, Revival: revival})
+	require.NoError(t, err)
+	quota, err := NewQuota(QuotaOptions{Redis: nd.redis, PerMinute: 1000})
+	require.NoError(t, err)
+	turns, err := turn.New(turn.Options{Store: nd.store, History: history, Models: model, Authored: wrote})
+	require.NoError(t, err)
+	talk, err := chat.New(chat.Options{
+		Store: nd.store, Archive: stored, History: history, Revival: revival, Turns: turns, Models: model, Quota: quota,
+	})
 	require.NoError(t, err)
 	nd.replica = newReplica(t, func(d *Deps) {
-		d.Live, d.History, d.Chat, d.Turns = nd.store, history, talk, turns
+		d.Live, d.History, d.Chat, d.Turns, d.Revival, d.Authored = nd.store, history, talk, turns, revival, wrote
 		d.Options.Replica, d.Options.TouchEvery = name, 50*time.Millisecond
 	})
 

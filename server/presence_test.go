@@ -84,7 +84,7 @@ func TestTouch_takesAForgottenLeaseAnew(t *testing.T) {
 		r.live.set(func() { assert.True(t, r.live.present[conn]) })
 		require.Len(t, r.live.opened, 3)
 		assert.Equal(t, sessionstore.OpenRequest{
-			UserID: "ann", UserName: "Name of ann", ConnID: "r1.1", Want: "p01-ann-1", ModelID: "gpt",
+			UserID: "ann", UserName: "Name of ann", ConnID: "r1.1", Want: "p01-ann-1", ModelID: "gpt", NoNew: true,
 		}, r.live.opened[2])
 		assert.Zero(t, s.code())
 		assert.Empty(t, s.take(), "the client notices nothing")
@@ -141,23 +141,22 @@ func TestTouch_bearsThatRedisIsAway(t *testing.T) {
 	}
 }
 
-// A lease that could not be given back lapses by itself; the socket goes all the same.
+// A socket whose session is lost while its user has another one by now goes there; the lease that it was given in the
+// other one is given back. One that could not be given back lapses by itself; the socket goes all the same.
 func TestTouch_cannotGiveTheOtherLeaseBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newReplica(t)
 		defer r.run(t)()
 		s := r.dialQuiet(t, "ann")
 		r.live.set(func() {
-			r.live.mute = true
-			r.live.SessionFn = func(context.Context, string) (sessionstore.Session, error) {
-				return sessionstore.Session{}, sessionstore.ErrNotFound // Redis has forgotten it
-			}
 			r.live.GoneFn = func(context.Context, live.Conn) error { return errors.New("connection refused") }
 		})
-		require.NoError(t, r.live.End(t.Context(), "p01-ann-1", "expired", ""))
+		r.live.lose("p01-ann-1")
+		r.live.begin("ann", "p01-ann-2")
 		pass(restAfter)
 		assert.Equal(t, hub.CodeResync, s.code())
 		assert.Len(t, r.logs.lines(t, "presence not removed"), 2)
+		assert.ElementsMatch(t, []live.Conn{{SessionID: "p01-ann-2", ConnID: "r1.1"}, {SessionID: "p01-ann-1", ConnID: "r1.1"}}, r.live.gone)
 	})
 }
 

@@ -54,12 +54,19 @@ func newReplica(t *testing.T, set ...func(*Deps)) *replica {
 	require.NoError(t, err)
 	r.verifier, err = auth.New(auth.Options{Secret: []byte("a secret that only tests know, long enough")})
 	require.NoError(t, err)
-	talk, err := chat.New(chat.Options{Store: r.live, Archive: r.archive, Turns: r.turns, Models: oneModel{}})
+	history := &chat.History{Live: r.live, Stored: r.archive, Keys: r.ring}
+	revival, err := chat.NewReviver(chat.ReviveOptions{Live: r.live, Archive: r.archive, Log: r.logs.logger()})
+	require.NoError(t, err)
+	talk, err := chat.New(chat.Options{
+		Store: r.live, Archive: r.archive, History: history, Revival: revival, Turns: r.turns, Models: oneModel{}, Log: r.logs.logger(),
+	})
 	require.NoError(t, err)
 	deps := Deps{
-		Live: r.live, Archive: r.archive, History: &chat.History{Live: r.live, Stored: r.archive, Keys: r.ring}, Chat: talk, Turns: r.turns,
+		Live: r.live, Archive: r.archive, History: history, Chat: talk, Revival: revival, Turns: r.turns,
 		Verifier: r.verifier, Policy: auth.NewPolicy(auth.PolicyOptions{}), Models: []protocol.Model{{ID: "gpt", Name: "GPT"}}, Default: "gpt",
-		Log: r.logs.logger(), Options: Options{Replica: "r1", SocketBurst: 1000},
+		Log: r.logs.logger(),
+		// Tails are compared where a test asks for it, else that would hide what the other ways do not find.
+		Options: Options{Replica: "r1", SocketBurst: 1000, TailEvery: 24 * time.Hour},
 	}
 	for _, f := range set {
 		f(&deps)

@@ -51,6 +51,7 @@ type Session struct {
 
 	Position       // of the newest durable event
 	Durable  int64 // everything up to here is in MongoDB
+	Whole    bool  // read from Redis, which has never had to begin a new epoch: if the session has ended, nothing of it was lost
 
 	Start        time.Time
 	End          time.Time // zero while active

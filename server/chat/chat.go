@@ -179,14 +179,28 @@ func (c *Chat) charge(ctx context.Context, from From, f protocol.Frame) (charged
 	return false, &protocol.Error{Code: protocol.CodeRateLimited, Message: "Too many messages. Wait a moment.", Recoverable: true, RetryAfter: wait}
 }
 
-// resent handles a frame that is sent again after a reconnect and that Redis does not know: MongoDB may have it,
-// because the session it went to has ended, or because Redis has lost its memory. It reports whether that was so.
+// resent handles a frame that is sent again after a reconnect. It may have gone to a session that has ended since, which
+// Redis still has for a while; and what Redis does not have MongoDB may, because that was long ago, or because Redis has
+// lost its memory. It reports whether the frame was found and is dealt with.
 func (c *Chat) resent(ctx context.Context, conn Conn, from From, f protocol.Frame) (bool, error) {
 	same := f.SessionID == from.SessionID
-	if same {
-		_, known, err := c.opts.Store.Known(ctx, from.SessionID, sessionstore.SenderUser, f.MessageID)
-		if err != nil || known {
-			return false, err // an ordinary duplicate
+	seq, known, err := c.opts.Store.Known(ctx, f.SessionID, sessionstore.SenderUser, f.MessageID)
+	if err != nil || known && same {
+		return false, err // an ordinary duplicate
+	}
+	if !same {
+		// Redis's word is enough, also that it does not know the frame, unless it may have lost something of the session.
+		switch sess, err := c.opts.Store.Session(ctx, f.SessionID); {
+		case errors.Is(err, sessionstore.ErrNotFound):
+		case err != nil:
+			return false, fmt.Errorf("read session of resent frame: %w", err)
+		case sess.UserID != from.UserID:
+			return false, nil
+		case known:
+			conn.Send(protocol.AckFrame(f.SessionID, f.MessageID, seq, true))
+			return true, nil
+		case sess.Whole && !sess.Active:
+			return false, nil
 		}
 	}
 	stored, found, err := c.opts.Archive.Message(ctx, f.SessionID, sessionstore.SenderUser, f.MessageID)

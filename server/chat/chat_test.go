@@ -34,6 +34,8 @@ type fake struct {
 	mu        sync.Mutex
 	appends   []sessionstore.Append
 	ids       map[string]int64
+	lives     map[string]sessionstore.Session // other sessions that Redis has
+	known     map[string]int64                // session/message -> seq, in those
 	published []sessionstore.Event
 	stops     []string
 	started   []string
@@ -47,6 +49,7 @@ type fake struct {
 	quota     int // messages left, < 0: no limit
 	returned  int
 	appendErr error
+	sessErr   error
 	archErr   error
 
 	sent    []string
@@ -76,8 +79,15 @@ func (f *fake) Publish(_ context.Context, e sessionstore.Event) error {
 	f.published = append(f.published, e)
 	return nil
 }
-func (f *fake) Session(context.Context, string) (sessionstore.Session, error) {
-	return sessionstore.Session{Owner: f.owner}, nil
+func (f *fake) Session(_ context.Context, id string) (sessionstore.Session, error) {
+	if id == sid {
+		return sessionstore.Session{ID: sid, UserID: "ann", Active: true, Owner: f.owner}, nil
+	}
+	s, found := f.lives[id]
+	if !found {
+		return s, sessionstore.ErrNotFound
+	}
+	return s, f.sessErr
 }
 func (f *fake) Revive(_ context.Context, id, _ string) error {
 	f.revived = append(f.revived, id)
@@ -100,7 +110,11 @@ func (f *fake) Restore(_ context.Context, _ string, s sessionstore.Sender, id st
 	f.ids[sessionstore.MessageKey(s, id)] = seq
 	return nil
 }
-func (f *fake) Known(_ context.Context, _ string, s sessionstore.Sender, id string) (int64, bool, error) {
+func (f *fake) Known(_ context.Context, session string, s sessionstore.Sender, id string) (int64, bool, error) {
+	if session != sid {
+		seq, known := f.known[session+"/"+id]
+		return seq, known, nil
+	}
 	seq, known := f.ids[sessionstore.MessageKey(s, id)]
 	return seq, known, nil
 }
@@ -221,6 +235,74 @@ func TestFrame_looksResentMessagesUpInTheArchive(t *testing.T) {
 	delete(f.ids, "user:"+id1)
 	f.archErr = sessionstore.ErrArchive // cannot know: no ack, an error that can be retried
 	require.ErrorIs(t, c.Frame(t.Context(), f, from, resent), sessionstore.ErrArchive)
+}
+
+// A message that was accepted in a session that has ended since is a duplicate there, and makes nothing in the present
+// one: Redis still knows, so that MongoDB may be away, or not have it yet.
+func TestFrame_findsResentMessagesInEndedSessionsOfRedis(t *testing.T) {
+	c, f := newChat(t)
+	f.lives = map[string]sessionstore.Session{"p01-old": {ID: "p01-old", UserID: "ann", Whole: true}}
+	f.known = map[string]int64{"p01-old/" + id1: 7}
+	resent := message(id1, "hello")
+	resent.Resent, resent.SessionID = true, "p01-old"
+	for name, err := range map[string]error{"away": sessionstore.ErrArchive, "lagging": nil} {
+		f.archErr, f.sent = err, nil
+		require.NoError(t, c.Frame(t.Context(), f, from, resent), name)
+		require.Len(t, f.sent, 1, name)
+		assert.JSONEq(t, `{"type":"ack","session_id":"p01-old","message_id":"`+id1+`","seq":7,"duplicate":true}`, f.sent[0], name)
+	}
+	assert.Empty(t, f.appends)
+	assert.Empty(t, f.started)
+	assert.Empty(t, f.restored)
+
+	f.sessErr = sessionstore.ErrAway // whose it is cannot be known
+	require.ErrorIs(t, c.Frame(t.Context(), f, from, resent), sessionstore.ErrAway)
+	assert.Empty(t, f.appends)
+}
+
+// What Redis has whole and does not know was never accepted there: it is a new message, with MongoDB away too. Where
+// Redis may have lost something, or has nothing, MongoDB has to be asked.
+func TestFrame_takesTheWordOfAWholeSessionOnly(t *testing.T) {
+	for name, c := range map[string]struct {
+		old  *sessionstore.Session
+		asks bool
+	}{
+		"whole":            {&sessionstore.Session{UserID: "ann", Whole: true}, false},
+		"begun anew":       {&sessionstore.Session{UserID: "ann"}, true},
+		"whole, not ended": {&sessionstore.Session{UserID: "ann", Whole: true, Active: true}, true},
+		"not in Redis":     {nil, true},
+		"somebody else's":  {&sessionstore.Session{UserID: "bob", Whole: true}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			chat, f := newChat(t)
+			f.archErr = sessionstore.ErrArchive
+			if c.old != nil {
+				f.lives = map[string]sessionstore.Session{"p01-old": *c.old}
+			}
+			resent := message(id1, "hello")
+			resent.Resent, resent.SessionID = true, "p01-old"
+			err := chat.Frame(t.Context(), f, from, resent)
+			if c.asks {
+				require.ErrorIs(t, err, sessionstore.ErrArchive)
+				assert.Empty(t, f.appends)
+				return
+			}
+			require.NoError(t, err)
+			assert.Len(t, f.appends, 1)
+		})
+	}
+}
+
+// Promise 3: that an id is known in somebody else's session is told to nobody.
+func TestFrame_tellsNothingOfForeignSessionsInRedis(t *testing.T) {
+	c, f := newChat(t)
+	f.lives = map[string]sessionstore.Session{"p01-bobs": {ID: "p01-bobs", UserID: "bob", Whole: true}}
+	f.known = map[string]int64{"p01-bobs/" + id1: 7}
+	resent := message(id1, "hello")
+	resent.Resent, resent.SessionID = true, "p01-bobs"
+	require.NoError(t, c.Frame(t.Context(), f, from, resent))
+	assert.Equal(t, []string{"accepted user:" + id1 + " 1"}, f.sent)
+	assert.Len(t, f.appends, 1, "it is a new message of the active session")
 }
 
 // Promise 30: a model that exists is set on the session; another is refused.

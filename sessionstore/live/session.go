@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -59,6 +60,7 @@ func (s *Store) parseSession(sid string, h map[string]string) (sessionstore.Sess
 		return ses, fmt.Errorf("open name of session %s: %w", sid, err)
 	}
 	ses.Name = string(name)
+	ses.Whole = strings.HasPrefix(ses.Epoch, "1-") // roll in event.lua counts
 	return ses, nil
 }
 
