@@ -63,7 +63,7 @@ func build(s *config.Settings, log *slog.Logger) (*parts, error) {
 	if p.archive, err = archive.New(archive.Options{URI: s.Dbs.Chat.URI.Reveal(), Slow: slowOf(s), Log: component("archive")}); err != nil {
 		return nil, fmt.Errorf("dbs.chat.uri: %w", err)
 	}
-	if p.flusher, err = flush.New(flush.Options{Store: p.live, Archive: p.archive, Every: s.Cluster.FlushEvery, Log: component("flush")}); err != nil {
+	if p.flusher, err = flush.New(flush.Options{Store: p.live, Archive: p.archive, Gauge: p.live, Every: s.Cluster.FlushEvery, Log: component("flush")}); err != nil {
 		return nil, err
 	}
 	if p.models, err = llm.NewSet(llm.SetOptions{
@@ -118,7 +118,7 @@ func (p *parts) face(s *config.Settings, history *chat.History, talk *chat.Chat,
 	}
 	ws := s.Chatbox.WebSocket
 	p.server, err = server.New(server.Deps{
-		Live: p.live, Archive: p.archive, History: history, Chat: talk, Revival: p.revival, Authored: p.wrote, Turns: p.turns, Verifier: verifier,
+		Live: p.live, Archive: p.archive, History: history, Chat: talk, Revival: p.revival, Authored: p.wrote, Backlog: p.flusher, Turns: p.turns, Verifier: verifier,
 		Policy: auth.NewPolicy(auth.PolicyOptions{Leeway: leewayOf(s.Auth.Leeway)}), Origins: origins, Models: models, Default: p.models.Default(),
 		Pages: assets.Handler(assets.Options{EmbedOrigins: s.Origins.Embed, Dev: s.Dev}), Log: log,
 		Options: server.Options{

@@ -10,9 +10,10 @@ const (
 	// warnAge and errorAge are how old the head of the WAL must be for somebody to look, and to get up at night.
 	warnAge  = 30 * time.Second
 	errorAge = 5 * time.Minute
-	// crowdedMemory is the part of Redis' memory beyond which, while MongoDB takes nothing, no new session should
-	// begin: what is left belongs to those that run.
+	// crowdedMemory is the part of Redis' memory beyond which, when messages have waited for MongoDB for crowdedAge, no
+	// new session should begin: what is left belongs to those that run.
 	crowdedMemory = 0.6
+	crowdedAge    = time.Minute
 	// progressEvery is how often a long catch-up is reported.
 	progressEvery = 10 * time.Second
 )
@@ -41,12 +42,12 @@ func (f *Flusher) Backlog() Backlog {
 	return f.backlog
 }
 
-// Crowded says that MongoDB takes nothing and what waits for it, and everything else, fills Redis beyond 60 %: new
-// sessions should be refused, so that those that run can go on.
+// Crowded says that messages have waited for MongoDB for a minute and that Redis is filled beyond 60 %: new sessions
+// should be refused, so that those that run can go on.
 func (f *Flusher) Crowded() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.backlog.Memory > crowdedMemory && (!f.stats.AwaySince.IsZero() || f.backlog.Oldest >= warnAge)
+	return f.backlog.Memory > crowdedMemory && f.backlog.Oldest >= crowdedAge
 }
 
 // alarm is what has been said about the backlog that is there now. Used by one goroutine.

@@ -93,7 +93,8 @@ func TestCrowded_onlyWhileMongoDBTakesNothingAndRedisFillsUp(t *testing.T) {
 			}{
 				{flush.Backlog{Memory: 0.9}, false},
 				{flush.Backlog{Memory: 0.59, Oldest: time.Hour}, false},
-				{flush.Backlog{Memory: 0.61, Oldest: 31 * time.Second}, true},
+				{flush.Backlog{Memory: 0.61, Oldest: 59 * time.Second}, false},
+				{flush.Backlog{Memory: 0.61, Oldest: time.Minute}, true},
 				{flush.Backlog{Memory: 0, Oldest: time.Hour}, false},
 			} {
 				g.set(c.b, nil)
