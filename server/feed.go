@@ -30,8 +30,14 @@ var _ hub.Source = feed{}
 // that a client has.
 func (f feed) Read(ctx context.Context, topic string, pos hub.Position) (hub.Page, error) {
 	p, err := f.events.Read(ctx, topic, sessionstore.Position(pos))
-	if errors.Is(err, sessionstore.ErrNotFound) && f.revival.Revive(ctx, topic, "") == nil {
-		p, err = f.events.Read(ctx, topic, sessionstore.Position(pos)) // Redis had lost the session
+	if errors.Is(err, sessionstore.ErrNotFound) { // Redis may have lost the session
+		rerr := f.revival.Revive(ctx, topic, "")
+		switch {
+		case rerr == nil:
+			p, err = f.events.Read(ctx, topic, sessionstore.Position(pos))
+		case !gone(rerr):
+			return hub.Page{}, rerr // it cannot be known yet: the hub tries again
+		}
 	}
 	if err != nil {
 		return hub.Page{}, err

@@ -85,15 +85,15 @@ func (s *Server) reopen(ctx context.Context, c *hub.Client) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, reopenTimeout)
 	defer cancel()
+	if sess, err := s.deps.Live.Session(ctx, p.sessionID); err == nil && !sess.Active {
+		s.hub.Resync(p.sessionID) // brings the event and the close
+		return
+	}
 	req := sessionstore.OpenRequest{
 		UserID: p.userID, UserName: p.userName, ConnID: p.connID, Want: p.sessionID, ModelID: s.deps.Default, NoNew: true,
 	}
 	opened, err := s.deps.Live.Open(ctx, req)
 	if errors.Is(err, sessionstore.ErrNotFound) {
-		if sess, serr := s.deps.Live.Session(ctx, p.sessionID); serr == nil && !sess.Active {
-			s.hub.Resync(p.sessionID) // brings the end and the close
-			return
-		}
 		if err = s.revival.Revive(ctx, p.sessionID, p.userID); err == nil {
 			opened, err = s.deps.Live.Open(ctx, req)
 		}
