@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"strings"
 	"sync"
@@ -51,7 +52,8 @@ type frame struct {
 type user struct {
 	token string
 	id    string
-	lossy bool // subscriptions are being broken: the last chunks before a final may be missing; set before connect
+	via   *http.Client // that sockets are opened with; nil: the default one
+	lossy bool         // subscriptions are being broken: the last chunks before a final may be missing; set before connect
 
 	mu        sync.Mutex // guards the fields below
 	sessionID string
@@ -108,7 +110,7 @@ func (u *user) connect(ctx context.Context, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	conn, res, err := websocket.Dial(ctx, "ws://"+addr+"/chat/ws?"+q.Encode(), &websocket.DialOptions{
-		Subprotocols: []string{"chatbox.v1", "bearer." + u.token},
+		Subprotocols: []string{"chatbox.v1", "bearer." + u.token}, HTTPClient: u.via,
 	})
 	if err != nil {
 		if res != nil {
