@@ -36,19 +36,24 @@ func (s *Server) watchRedis(ctx context.Context) error {
 }
 
 func (s *Server) probe(ctx context.Context) {
-	pctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
 	wasReady := s.redisReady(time.Now())
-	if err := s.deps.Live.Ping(pctx); err == nil {
+	if err := within(ctx, s.deps.Live.Ping); err == nil {
 		s.health.redisSeen.Store(time.Now().UnixNano())
 	}
 	if ready := s.redisReady(time.Now()); ready != wasReady && ctx.Err() == nil {
 		s.log.Warn("redis availability changed", "component", "health", "available", ready)
 	}
-	off := s.deps.Archive.Ping(pctx) != nil
+	off := within(ctx, s.deps.Archive.Ping) != nil
 	if s.health.archiveOff.Swap(off) != off && ctx.Err() == nil {
 		s.log.Warn("mongodb availability changed", "component", "health", "available", !off)
 	}
+}
+
+// within asks one dependency. Each has its own time: one that stalls must not make the other look away.
+func within(ctx context.Context, ping func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	return ping(ctx)
 }
 
 func (s *Server) redisReady(now time.Time) bool {
