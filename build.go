@@ -53,10 +53,10 @@ func build(s *config.Settings, log *slog.Logger) (*parts, error) {
 		return nil, fmt.Errorf("redis.url: %w", err)
 	}
 	if p.live, err = live.New(live.Options{
-		Client: p.redis, Keyring: keyring, Replica: p.replica, Prefix: s.Redis.Prefix, Sharded: strings.HasPrefix(s.Redis.URL.Reveal(), "redis+cluster"),
+		Client: p.redis, Keyring: keyring, Replica: p.replica, Prefix: s.Redis.Prefix, Sharded: isCluster(s.Redis.URL.Reveal()),
 		Window: s.Chatbox.ReconnectTimeout, Presence: s.Cluster.PresenceLease, GenLease: s.Cluster.GenerationLease, AskDelay: s.Cluster.AskDelay,
 		DocEvery: s.Cluster.DocEvery, KeeperLease: s.Cluster.KeeperLease, ReplicaLease: s.Cluster.ReplicaLease, SweepEvery: s.Cluster.SweepEvery,
-		Log: component("live"),
+		Wait: s.Redis.WaitReplicas, WaitTimeout: s.Redis.WaitTimeout, Log: component("live"),
 	}); err != nil {
 		return nil, err
 	}
@@ -176,6 +176,12 @@ func providersOf(s *config.Settings) []llm.Config {
 		})
 	}
 	return out
+}
+
+// isCluster says whether an address of Redis is that of a cluster, with TLS or without.
+func isCluster(url string) bool {
+	scheme, _, _ := strings.Cut(url, "://")
+	return strings.HasSuffix(strings.ToLower(strings.TrimSpace(scheme)), "+cluster")
 }
 
 // slowOf is from when on an operation of MongoDB is logged; 0: never.
