@@ -261,7 +261,7 @@ func (cr *crowd) check(beside ...*user) {
 		if cr.twice {
 			doubled += messagesExactlyOnce(t, u, stored)
 		} else {
-			assertExactlyOnce(t, u, stored, len(u.acked), words(crowdWords)) // I1
+			assertExactlyOnce(t, u, stored, len(u.acked), words(cr.words)) // I1
 		}
 		total, again, snapshots = total+len(u.acked), again+u.dups+u.lost, snapshots+u.snapshots
 		u.mu.Unlock()
