@@ -75,6 +75,14 @@ bench: ## the load generator beside its floor (ARGS="...")
 	@test -f bench/go.mod || { echo "bench/ is not here yet"; exit 1; }
 	go run -C bench . $(ARGS)
 
+.PHONY: faults
+faults: ## every fault in full length, on demand (RUN=regexp picks tests)
+	@scripts/faults.sh full
+
+.PHONY: chaos
+chaos: ## random schedules of faults (DURATION=10m; CHATBOX_SEED=n repeats one)
+	@scripts/faults.sh chaos $(or $(DURATION),10m)
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (default 20s)
 	@scripts/fuzz.sh $${FUZZTIME:-20s}

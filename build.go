@@ -53,17 +53,17 @@ func build(s *config.Settings, log *slog.Logger) (*parts, error) {
 		return nil, fmt.Errorf("redis.url: %w", err)
 	}
 	if p.live, err = live.New(live.Options{
-		Client: p.redis, Keyring: keyring, Replica: p.replica, Prefix: s.Redis.Prefix, Sharded: strings.HasPrefix(s.Redis.URL.Reveal(), "redis+cluster"),
+		Client: p.redis, Keyring: keyring, Replica: p.replica, Prefix: s.Redis.Prefix, Sharded: isCluster(s.Redis.URL.Reveal()),
 		Window: s.Chatbox.ReconnectTimeout, Presence: s.Cluster.PresenceLease, GenLease: s.Cluster.GenerationLease, AskDelay: s.Cluster.AskDelay,
 		DocEvery: s.Cluster.DocEvery, KeeperLease: s.Cluster.KeeperLease, ReplicaLease: s.Cluster.ReplicaLease, SweepEvery: s.Cluster.SweepEvery,
-		Log: component("live"),
+		Wait: s.Redis.WaitReplicas, WaitTimeout: s.Redis.WaitTimeout, Log: component("live"),
 	}); err != nil {
 		return nil, err
 	}
 	if p.archive, err = archive.New(archive.Options{URI: s.Dbs.Chat.URI.Reveal(), Slow: slowOf(s), Log: component("archive")}); err != nil {
 		return nil, fmt.Errorf("dbs.chat.uri: %w", err)
 	}
-	if p.flusher, err = flush.New(flush.Options{Store: p.live, Archive: p.archive, Every: s.Cluster.FlushEvery, Log: component("flush")}); err != nil {
+	if p.flusher, err = flush.New(flush.Options{Store: p.live, Archive: p.archive, Gauge: p.live, Every: s.Cluster.FlushEvery, Log: component("flush")}); err != nil {
 		return nil, err
 	}
 	if p.models, err = llm.NewSet(llm.SetOptions{
@@ -118,7 +118,7 @@ func (p *parts) face(s *config.Settings, history *chat.History, talk *chat.Chat,
 	}
 	ws := s.Chatbox.WebSocket
 	p.server, err = server.New(server.Deps{
-		Live: p.live, Archive: p.archive, History: history, Chat: talk, Revival: p.revival, Authored: p.wrote, Turns: p.turns, Verifier: verifier,
+		Live: p.live, Archive: p.archive, History: history, Chat: talk, Revival: p.revival, Authored: p.wrote, Backlog: p.flusher, Turns: p.turns, Verifier: verifier,
 		Policy: auth.NewPolicy(auth.PolicyOptions{Leeway: leewayOf(s.Auth.Leeway)}), Origins: origins, Models: models, Default: p.models.Default(),
 		Pages: assets.Handler(assets.Options{EmbedOrigins: s.Origins.Embed, Dev: s.Dev}), Log: log,
 		Options: server.Options{
@@ -176,6 +176,12 @@ func providersOf(s *config.Settings) []llm.Config {
 		})
 	}
 	return out
+}
+
+// isCluster says whether an address of Redis is that of a cluster, with TLS or without.
+func isCluster(url string) bool {
+	scheme, _, _ := strings.Cut(url, "://")
+	return strings.HasSuffix(strings.ToLower(strings.TrimSpace(scheme)), "+cluster")
 }
 
 // slowOf is from when on an operation of MongoDB is logged; 0: never.

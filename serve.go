@@ -50,6 +50,7 @@ func serve(ctx context.Context, s *config.Settings, log *slog.Logger) error {
 	}
 	keeping.run(fail, func(ctx context.Context) error { return p.live.RunKeeper(ctx, due{p.turns}) })
 	keeping.run(fail, func(ctx context.Context) error { return p.ensureIndexes(ctx, log) })
+	keeping.run(fail, func(ctx context.Context) error { p.reportRedis(ctx, log); return nil })
 	if s.Internal.Addr != "" {
 		keeping.run(fail, func(ctx context.Context) error { return serveOperator(ctx, s.Internal.Addr) })
 	}
@@ -145,4 +146,16 @@ func (p *parts) ensureIndexes(ctx context.Context, log *slog.Logger) error {
 		return err
 	}
 	return nil
+}
+
+// reportRedis says once, as soon as Redis is there, what of its settings puts data at risk. That is for an operator to
+// read, not a reason to stop: a replica that restarts over and over helps nobody.
+func (p *parts) reportRedis(ctx context.Context, log *slog.Logger) {
+	problems, err := backoff.Retry(ctx, func() ([]string, error) { return p.live.Check(ctx) }, backoff.WithMaxElapsedTime(0))
+	if err != nil {
+		return // ctx has ended
+	}
+	for _, problem := range problems {
+		log.Error("redis is not set up as it must be", "component", "redis", "problem", problem)
+	}
 }

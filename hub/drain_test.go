@@ -1,9 +1,12 @@
 package hub_test
 
 import (
+	"bufio"
 	"context"
 	"fmt"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -84,4 +87,34 @@ func TestDrain_reportsWhoIsLeftWhenItsTimeIsUp(t *testing.T) {
 	err := th.Drain(ctx, nil, 0)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.ErrorContains(t, err, "3 clients left")
+}
+
+// drainingWriter lets the hub drain between the check and the upgrade of a request.
+type drainingWriter struct {
+	http.ResponseWriter
+	hub *hub.Hub
+}
+
+func (w *drainingWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	if err := w.hub.Drain(context.Background(), nil, 0); err != nil {
+		return nil, nil, err
+	}
+	return http.NewResponseController(w.ResponseWriter).Hijack()
+}
+
+// Beyond B6: a client whose upgrade crosses the beginning of a drain sees 1012, like everybody else.
+func TestDrain_crossingAnUpgradeCloses1012(t *testing.T) {
+	th := newTestHub(t, hub.Options{})
+	accepted := make(chan error, 1)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, err := th.Accept(&drainingWriter{w, th.Hub}, r, hub.AcceptOptions{ID: "r1.1", Handler: th.handler})
+		accepted <- err
+	}))
+	defer server.Close()
+	ws, _, err := websocket.Dial(context.Background(), server.URL, nil)
+	require.NoError(t, err)
+	defer func() { _ = ws.CloseNow() }()
+	require.ErrorIs(t, <-accepted, hub.ErrDraining)
+	_, _, err = ws.Read(context.Background())
+	require.EqualValues(t, hub.CodeDrain, websocket.CloseStatus(err))
 }

@@ -36,6 +36,7 @@ var outcomes = []outcome{
 	{err: auth.ErrForbidden, code: protocol.CodeForbidden, status: http.StatusForbidden, message: "This is not allowed."},
 	{err: errConnectionLimit, code: protocol.CodeConnectionLimit, status: http.StatusServiceUnavailable, message: "Too many connections. Try again soon.", recoverable: true, retryAfter: 5 * time.Second, close: hub.CodeOverloaded},
 	{err: errTooMany, code: protocol.CodeConnectionLimit, status: http.StatusTooManyRequests, message: "Too many connections of one user. Close some.", close: hub.CodeTooMany},
+	{err: errCrowded, code: protocol.CodeStorageFull, status: http.StatusServiceUnavailable, message: "The service is full. Try again soon.", recoverable: true, retryAfter: 5 * time.Second},
 	{err: errMoved, code: protocol.CodeStoreUnavailable, status: http.StatusServiceUnavailable, message: "The session goes on elsewhere. Connect again.", recoverable: true, retryAfter: time.Second, close: hub.CodeResync},
 	{err: errDraining, code: protocol.CodeConnectionLimit, status: http.StatusServiceUnavailable, message: "This server is going away. Try again.", recoverable: true, retryAfter: time.Second, close: hub.CodeDrain},
 	{err: errRateLimited, code: protocol.CodeRateLimited, status: http.StatusTooManyRequests, message: "Too many messages. Wait a moment.", recoverable: true, retryAfter: time.Second},
@@ -60,6 +61,7 @@ var unknown = outcome{code: protocol.CodeInternal, status: http.StatusInternalSe
 var (
 	errConnectionLimit = errors.New("connection limit reached")
 	errTooMany         = errors.New("user or address has too many connections")
+	errCrowded         = errors.New("no room for new sessions while MongoDB is away")
 	errMoved           = errors.New("session is not here any more")
 	errDraining        = errors.New("replica is draining")
 	errRateLimited     = errors.New("rate limit reached")

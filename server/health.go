@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/labstack/echo/v4"
+
+	"github.com/real-rm/chatbox/sessionstore/flush"
 )
 
 // probeEvery is how often Redis and MongoDB are asked whether they are there, probeTimeout how long each may take
@@ -63,13 +65,43 @@ func (s *Server) redisReady(now time.Time) bool {
 	return seen != 0 && now.Sub(time.Unix(0, seen)) <= s.opts.RedisGrace
 }
 
+// Backlog is what waits for MongoDB; the flusher is one.
+type Backlog interface {
+	Backlog() flush.Backlog
+	// Crowded says that it fills Redis up, so that no new session should begin.
+	Crowded() bool
+}
+
+// room refuses users who have no session yet when what waits for MongoDB fills Redis up.
+func (s *Server) room(ctx context.Context, userID string) error {
+	if s.deps.Backlog == nil || !s.deps.Backlog.Crowded() {
+		return nil
+	}
+	if _, found, err := s.deps.Live.Active(ctx, userID); err != nil || found {
+		return err
+	}
+	return errCrowded
+}
+
 // report is the body of /readyz.
 type report struct {
-	Status  string `json:"status"` // ready, degraded, draining, unavailable
-	Redis   bool   `json:"redis"`
-	MongoDB bool   `json:"mongodb"`
-	Sockets int    `json:"sockets"`
+	Status  string     `json:"status"` // ready, degraded, draining, unavailable
+	Redis   bool       `json:"redis"`
+	MongoDB bool       `json:"mongodb"`
+	Sockets int        `json:"sockets"`
+	WAL     *walReport `json:"wal,omitempty"` // of the partitions that this replica keeps
 }
+
+// walReport is what waits for MongoDB.
+type walReport struct {
+	Entries int64 `json:"entries"`
+	Oldest  int64 `json:"oldest_s"` // age of the oldest, seconds
+	Dead    int64 `json:"dead"`     // dead letters, which wait for an operator
+	Crowded bool  `json:"crowded"`  // new sessions are refused
+}
+
+// longWait is the age of the oldest message that waits for MongoDB from which on a replica calls itself degraded.
+const longWait = 30 * time.Second
 
 // healthz says that the process lives. It asks nobody.
 func (s *Server) healthz(c echo.Context) error {
@@ -80,13 +112,18 @@ func (s *Server) healthz(c echo.Context) error {
 // has been away for longer than Options.RedisGrace.
 func (s *Server) readyz(c echo.Context) error {
 	r := report{Status: "ready", Redis: s.redisReady(time.Now()), MongoDB: !s.health.archiveOff.Load(), Sockets: s.hub.Len()}
-	status := http.StatusOK
+	status, late := http.StatusOK, false
+	if s.deps.Backlog != nil {
+		b := s.deps.Backlog.Backlog()
+		r.WAL = &walReport{Entries: b.Entries, Oldest: int64(b.Oldest / time.Second), Dead: b.Dead, Crowded: s.deps.Backlog.Crowded()}
+		late = b.Oldest >= longWait
+	}
 	switch {
 	case s.health.draining.Load():
 		r.Status, status = "draining", http.StatusServiceUnavailable
 	case !r.Redis:
 		r.Status, status = "unavailable", http.StatusServiceUnavailable
-	case !r.MongoDB:
+	case !r.MongoDB || late:
 		r.Status = "degraded"
 	}
 	return c.JSON(status, r)

@@ -164,7 +164,7 @@ func (q *Quota) shared() (limiter.Store, error) {
 	if store != nil {
 		return store, nil
 	}
-	store, err := counters.NewStoreWithOptions(q.opts.Redis, limiter.StoreOptions{Prefix: q.opts.Prefix + "rate"})
+	store, err := counters.NewStoreWithOptions(primaries{q.opts.Redis}, limiter.StoreOptions{Prefix: q.opts.Prefix + "rate"})
 	if err != nil {
 		return nil, fmt.Errorf("load scripts of the limiter: %w", err)
 	}
@@ -172,6 +172,33 @@ func (q *Quota) shared() (limiter.Store, error) {
 	defer q.mu.Unlock()
 	q.store = store
 	return store, nil
+}
+
+// primaries loads scripts into the primaries only. A cluster's client loads them into all nodes, and connections to
+// replicas are refused.
+type primaries struct{ redis.UniversalClient }
+
+// ScriptLoad returns the script's digest.
+func (p primaries) ScriptLoad(ctx context.Context, script string) *redis.StringCmd {
+	cluster, ok := p.UniversalClient.(*redis.ClusterClient)
+	if !ok {
+		return p.UniversalClient.ScriptLoad(ctx, script)
+	}
+	var mu sync.Mutex // guards first: the nodes are asked at once
+	first := redis.NewStringCmd(ctx)
+	err := cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error {
+		cmd := node.ScriptLoad(ctx, script)
+		mu.Lock()
+		defer mu.Unlock()
+		if first.Val() == "" {
+			first = cmd
+		}
+		return cmd.Err()
+	})
+	if err != nil {
+		first.SetErr(err)
+	}
+	return first
 }
 
 // forget drops users whose minute is over, once a minute. With q.mu held.

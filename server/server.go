@@ -63,6 +63,7 @@ type Deps struct {
 	Chat     *chat.Chat
 	Revival  Reviver
 	Authored *Authored // optional
+	Backlog  Backlog   // optional
 	Turns    Signaler
 	Verifier Verifier
 	Policy   *auth.Policy

@@ -138,6 +138,9 @@ func (s *Server) createSession(c echo.Context) error {
 	ctx, cancel := context.WithTimeout(c.Request().Context(), restTimeout)
 	defer cancel()
 	id := identity(c)
+	if err := s.room(ctx, id.UserID); err != nil {
+		return err
+	}
 	opened, err := s.deps.Live.Open(ctx, sessionstore.OpenRequest{UserID: id.UserID, UserName: id.Name, ModelID: s.deps.Default, NewOnly: true})
 	if err != nil {
 		return fmt.Errorf("create session: %w", err)

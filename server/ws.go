@@ -106,6 +106,9 @@ func (s *Server) openSession(r *http.Request, id auth.Identity, connID string) (
 	case <-ctx.Done():
 		return sessionstore.Opened{}, errConnectionLimit
 	}
+	if err := s.room(ctx, id.UserID); err != nil {
+		return sessionstore.Opened{}, err
+	}
 	q := r.URL.Query()
 	return s.open(ctx, sessionstore.OpenRequest{
 		UserID: id.UserID, UserName: id.Name, ConnID: connID, Want: q.Get("session_id"), Position: resumeFrom(r), ModelID: s.deps.Default,

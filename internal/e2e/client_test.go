@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"strings"
 	"sync"
@@ -51,7 +52,8 @@ type frame struct {
 type user struct {
 	token string
 	id    string
-	lossy bool // subscriptions are being broken: the last chunks before a final may be missing; set before connect
+	via   *http.Client // that sockets are opened with; nil: the default one
+	lossy bool         // subscriptions are being broken: the last chunks before a final may be missing; set before connect
 
 	mu        sync.Mutex // guards the fields below
 	sessionID string
@@ -68,7 +70,7 @@ type user struct {
 	running   map[string]*running
 	begun     map[string]time.Time // "answer/attempt" -> when its first chunk was seen
 	assisted  bool                 // a person has the session: the AI must be silent
-	ignoreAck func(id string) bool // acks that never reach the code above the socket; nil: none
+	ignoreAck func() bool          // acks that never reach the code above the socket; nil: none
 	frames    []frame              // everything else: pongs, errors, loading
 	faults    []string
 	snapshots int
@@ -108,7 +110,7 @@ func (u *user) connect(ctx context.Context, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	conn, res, err := websocket.Dial(ctx, "ws://"+addr+"/chat/ws?"+q.Encode(), &websocket.DialOptions{
-		Subprotocols: []string{"chatbox.v1", "bearer." + u.token},
+		Subprotocols: []string{"chatbox.v1", "bearer." + u.token}, HTTPClient: u.via,
 	})
 	if err != nil {
 		if res != nil {
@@ -192,6 +194,7 @@ func (u *user) status(f frame) {
 		}
 	case "snapshot":
 		u.snapshots++
+		u.running = map[string]*running{} // it replaces all there is; the running answer follows as a whole
 		u.epoch, u.seq = f.Epoch, f.Seq
 		var first int64
 		kept := u.events
@@ -245,6 +248,12 @@ func (u *user) recall() {
 }
 
 func (u *user) ack(f frame) {
+	if u.ignoreAck != nil && u.ignoreAck() {
+		if !f.Duplicate {
+			u.unheard(f)
+		}
+		return
+	}
 	if f.Duplicate {
 		if first := u.acked[f.MessageID]; first > 0 && first != f.Seq {
 			u.fault("message %s has seq %d and %d", f.MessageID, first, f.Seq) // Beyond B7
@@ -257,10 +266,6 @@ func (u *user) ack(f frame) {
 		return
 	}
 	if u.shown[f.MessageID] == f.Seq && f.Seq <= u.seq {
-		return
-	}
-	if u.ignoreAck != nil && u.ignoreAck(f.MessageID) {
-		u.unheard(f)
 		return
 	}
 	content, mine := u.own[f.MessageID]

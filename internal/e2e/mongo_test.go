@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -62,10 +63,15 @@ func (c *cluster) caughtUp(age, limit time.Duration) (took time.Duration) {
 func (c *cluster) written() int {
 	c.t.Helper()
 	n, rows := 0, map[string]map[int64]bool{}
+	pipe := c.client.Pipeline()
+	var wals [partitions]*redis.XMessageSliceCmd
 	for p := range partitions {
-		entries, err := c.client.XRange(c.t.Context(), partitionKey(p, "wal"), "-", "+").Result()
-		require.NoError(c.t, err)
-		for _, e := range entries {
+		wals[p] = pipe.XRange(c.t.Context(), partitionKey(p, "wal"), "-", "+")
+	}
+	_, err := pipe.Exec(c.t.Context())
+	require.NoError(c.t, err)
+	for p := range partitions {
+		for _, e := range wals[p].Val() {
 			sid, _ := e.Values["k"].(string)
 			seq, _ := strconv.ParseInt(e.Values["s"].(string), 10, 64)
 			if rows[sid] == nil {
@@ -193,8 +199,8 @@ func (c *cluster) dlq(args ...string) (stdout, stderr string) {
 	return out.String(), errs.String()
 }
 
-// F20. Among 1,000 events are two that MongoDB can never take: one over its limit of 16 MiB, one whose header nobody can
-// read, and one that is no event at all. They are set aside, the others are in MongoDB within 5 s, and an operator sees,
+// F20. Among 1,000 events are three that MongoDB can never take: one over its limit of 16 MiB, one whose header nobody
+// can read, and one that is no event at all. They are set aside, the others are in MongoDB within 5 s, and an operator sees,
 // retries and drops them while users talk.
 func TestMongoDB_poisonIsSetAside(t *testing.T) {
 	const secretText = "a-text-that-no-operator-may-see"
@@ -227,8 +233,8 @@ func TestMongoDB_poisonIsSetAside(t *testing.T) {
 	}, 30*time.Second, 50*time.Millisecond)
 	took := time.Since(began)
 	t.Logf("%d events around 3 poisonous ones in MongoDB after %v", len(rows), took.Round(time.Millisecond))
-	assert.Less(t, took, 5*time.Second)
-	require.Eventually(t, func() bool { return c.client.XLen(t.Context(), partitionKey(part, "dead")).Val() == 3 }, 10*time.Second, 20*time.Millisecond)
+	assert.Less(t, took, inCI(15*time.Second, 5*time.Second)) // the promise is 5 s, on a machine that has nothing else to do
+	require.Eventually(t, func() bool { return c.client.XLen(t.Context(), partitionKey(part, "dead")).Val() == 3 }, 20*time.Second, 20*time.Millisecond)
 
 	list, _ := c.dlq("list")
 	assert.Equal(t, 4, strings.Count(list, "\n"), list)
@@ -269,9 +275,10 @@ func TestMongoDB_flusherKilledBetweenWriteAndDone(t *testing.T) {
 	require.NoError(t, c.mongoLink.Delay(300*time.Millisecond, 100*time.Millisecond))
 	cr := c.talk(4, nil)
 	between, rounds := 0, 0
-	for ; rounds < inCI(8, 60) && between < inCI(2, 20); rounds++ {
+	for ; rounds < inCI(8, 100) && between < inCI(3, 30); rounds++ {
 		cr.progress(8, 20*time.Second, "users were stopped")
-		require.Eventually(t, func() bool { n, _, err := c.backlog(t.Context()); return err == nil && n > 0 }, 10*time.Second, time.Millisecond)
+		for until := time.Now().Add(10 * time.Second); c.written() == 0 && time.Now().Before(until); {
+		}
 		for i := range c.replicas {
 			require.NoError(t, c.replicas[i].Signal(syscall.SIGKILL))
 		}
@@ -317,7 +324,14 @@ func TestMongoDB_keepersAreHandedOver(t *testing.T) {
 		}
 		return held
 	}
-	require.Eventually(t, func() bool { return len(keepers()) == partitions }, 20*time.Second, 50*time.Millisecond, "somebody keeps every partition")
+	last, since := keepers(), time.Now()
+	require.Eventually(t, func() bool { // spread over all three, and nobody hands anything over any more
+		now := keepers()
+		if !maps.Equal(now, last) {
+			last, since = now, time.Now()
+		}
+		return len(now) == partitions && time.Since(since) > 2*time.Second
+	}, 30*time.Second, 50*time.Millisecond, "somebody keeps every partition")
 
 	var worst time.Duration
 	watching, done := context.WithCancel(t.Context())
@@ -346,6 +360,7 @@ func TestMongoDB_keepersAreHandedOver(t *testing.T) {
 			}
 			return len(now) == partitions && changed > 0
 		}, 15*time.Second, 20*time.Millisecond, "what it kept was not taken over")
+		assert.Less(t, changed, partitions, "those of others stay where they are")
 		t.Logf("after %v others keep %d partitions", signal, changed)
 		cr.progress(12, 15*time.Second, "users were stopped")
 		c.startReplica(0, binary(t))
@@ -356,4 +371,61 @@ func TestMongoDB_keepersAreHandedOver(t *testing.T) {
 	t.Logf("nothing waited for longer than %v", worst.Round(time.Millisecond))
 	assert.Less(t, worst, 5*time.Second)
 	cr.check()
+}
+
+// Without MongoDB what is said fills Redis up. After a minute, from 60 % of its memory on, nobody begins a new session, so that those who
+// are talking can go on; readiness tells how much waits, and for how long.
+func TestMongoDB_noNewSessionsWhileRedisFillsUp(t *testing.T) {
+	c := start(t, options{replicas: 1, chatbox: unlimited})
+	ann := newUser("ann", c.token("ann"))
+	require.NoError(t, askThrough(t.Context(), c, ann, "!tokens 5 2"))
+	c.flushed(ann.sessionID, ann.at())
+	c.mongo.Kill()
+	_ = c.mongo.Wait()
+	info, err := c.client.InfoMap(t.Context(), "memory").Result()
+	require.NoError(t, err)
+	used, err := strconv.ParseInt(info["Memory"]["used_memory"], 10, 64)
+	require.NoError(t, err)
+	require.NoError(t, c.client.ConfigSet(t.Context(), "maxmemory", strconv.FormatInt(used*10/7, 10)).Err())
+	require.NoError(t, askThrough(t.Context(), c, ann, "!tokens 5 2"))
+	// Time is made, not waited for: an entry of a minute ago in a partition where nobody is.
+	old := partitionKey(9, "wal")
+	require.Zero(t, c.client.XLen(t.Context(), old).Val())
+	require.NoError(t, c.client.XAdd(t.Context(), &redis.XAddArgs{
+		Stream: old, ID: fmt.Sprintf("%d-0", time.Now().Add(-time.Minute).UnixMilli()), Values: entry("p09-aaaaaaaaaaaaaaaaaaaaaaaaaa", 1, "x"),
+	}).Err())
+	var ready struct {
+		Status string
+		WAL    struct {
+			Entries int64
+			Oldest  int64 `json:"oldest_s"`
+			Crowded bool
+		}
+	}
+	require.Eventually(t, func() bool {
+		return c.request("GET", c.direct(0), "/chat/readyz", "", &ready) == 200 && ready.WAL.Crowded && ready.WAL.Entries == 3 && ready.WAL.Oldest >= 60
+	}, 20*time.Second, 50*time.Millisecond)
+	assert.Equal(t, "degraded", ready.Status)
+
+	bob := newUser("bob", c.token("bob"))
+	require.ErrorContains(t, bob.connect(t.Context(), c.direct(0)), "503")
+	var problem struct {
+		Error struct {
+			Code        string
+			Recoverable bool
+		}
+	}
+	assert.Equal(t, 503, c.request("POST", c.direct(0), "/chat/sessions", bob.token, &problem))
+	assert.Equal(t, "STORAGE_FULL", problem.Error.Code)
+	assert.True(t, problem.Error.Recoverable)
+	ann.leave()
+	require.NoError(t, askThrough(t.Context(), c, ann, "!tokens 5 2"), "who has a session goes on, also over a new socket")
+
+	c.startMongo()
+	require.Eventually(t, func() bool { return bob.connect(t.Context(), c.direct(0)) == nil }, 20*time.Second, 100*time.Millisecond, "and then everybody may come")
+	require.NoError(t, bob.untilLive(t.Context()))
+	ann.mu.Lock()
+	defer ann.mu.Unlock()
+	assert.Empty(t, ann.faults)
+	assertExactlyOnce(t, ann, c.flushed(ann.sessionID, ann.seq), 3, words(5))
 }

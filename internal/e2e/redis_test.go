@@ -120,6 +120,9 @@ func TestRedis_stalled(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, u.until(t.Context(), 12*time.Second, "a bounded wait", func() bool { return u.refusals(id) > 0 || u.closed != 0 }))
 	t.Logf("refused after %v", time.Since(stalled).Round(time.Millisecond))
+	var ready struct{ MongoDB bool }
+	c.request("GET", c.direct(0), "/chat/readyz", "", &ready)
+	assert.True(t, ready.MongoDB, "MongoDB is not away") // I6
 	if rest := inCI(5*time.Second, 30*time.Second) - time.Since(stalled); rest > 0 {
 		sleepFor(t.Context(), rest)
 	}

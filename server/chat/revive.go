@@ -239,12 +239,10 @@ func catchUp(doc *sessionstore.SessionDoc, events []sessionstore.Stored) {
 			continue
 		}
 		s.Seq = e.Seq
+		before := s.Messages
 		ev, err := sessionstore.ParseFrame(sessionstore.Frame(e.Seq, e.H, nil))
 		if err != nil {
 			continue // reading the event itself will say so
-		}
-		if ev.Timestamp.After(s.LastActivity) {
-			s.LastActivity = ev.Timestamp
 		}
 		switch ev.Type {
 		case sessionstore.TypeAIResponse:
@@ -261,6 +259,9 @@ func catchUp(doc *sessionstore.SessionDoc, events []sessionstore.Stored) {
 			doc.Final, s.Active, s.End = false, true, time.Time{}
 		case sessionstore.TypeEnded:
 			doc.Final, s.Active, s.End = true, false, ev.Timestamp
+		}
+		if s.Messages > before && ev.Timestamp.After(s.LastActivity) {
+			s.LastActivity = ev.Timestamp
 		}
 	}
 }

@@ -164,6 +164,10 @@ type Redis struct {
 	URL Secret `toml:"url"`
 	// Start of every key, so that an instance can be shared.
 	Prefix string `toml:"prefix" default:"rt:"`
+	// Replicas of Redis that must have an event before it is acknowledged. 0: none. It narrows what a failover can take back, and costs a round trip between the servers; too few in time are logged, and the event is acknowledged all the same.
+	WaitReplicas int `toml:"wait_replicas" default:"0"`
+	// How long to wait for them, at most 1s.
+	WaitTimeout time.Duration `toml:"wait_timeout" default:"100ms"`
 }
 
 // Encryption holds the keys that wrap the keys of sessions. One of the two is required.

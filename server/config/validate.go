@@ -127,6 +127,7 @@ func (l *loader) numbers(s *Settings) {
 		{"chatbox.llm.attempts", int64(s.Chatbox.LLM.Attempts), 1, 10},
 		{"chatbox.llm.context_tokens", int64(s.Chatbox.LLM.ContextTokens), 256, 1 << 24},
 		{"chatbox.llm.max_output", int64(s.Chatbox.LLM.MaxOutput), 0, 1 << 24},
+		{"redis.wait_replicas", int64(s.Redis.WaitReplicas), 0, 16},
 		{"limits.socket_burst", int64(s.Limits.SocketBurst), 1, 1 << 20},
 		{"limits.queue_bytes", int64(s.Limits.QueueBytes), 16 << 10, 1 << 30},
 		{"limits.opens_in_flight", int64(s.Limits.OpensInFlight), 1, 1 << 16},
@@ -142,6 +143,8 @@ func (l *loader) numbers(s *Settings) {
 			l.fail(key, fmt.Errorf("must be host:port, is %q", clip(addr)))
 		}
 	}
+	l.check(s.Redis.WaitTimeout >= time.Millisecond && s.Redis.WaitTimeout <= time.Second, "redis.wait_timeout",
+		"must be 1ms to 1s, is %s", s.Redis.WaitTimeout)
 	l.check(s.Redis.Prefix == strings.TrimSpace(s.Redis.Prefix) && !strings.ContainsAny(s.Redis.Prefix, "{} "),
 		"redis.prefix", "must not hold braces or spaces") // braces would move keys to other slots
 	id := s.Cluster.ReplicaID

@@ -24,6 +24,8 @@ const (
 	codeDuplicate = 11000
 )
 
+var errTooLarge = errors.New("larger than a MongoDB document may be")
+
 // transient are server codes that say something about MongoDB, not about the document: host unreachable, not primary,
 // shutting down, interrupted, write conflict, timeouts, no space, over quota, not allowed to write.
 var transient = []int{
@@ -55,6 +57,10 @@ func (a *Archive) InsertMessages(ctx context.Context, entries []sessionstore.WAL
 		return nil
 	}
 	for i, e := range entries {
+		if len(e.H)+len(e.C) > maxDocument { // before all that is copied
+			failed[i] = errTooLarge
+			continue
+		}
 		d, err := newMessageDoc(e, now)
 		if err != nil {
 			failed[i] = err
@@ -62,7 +68,7 @@ func (a *Archive) InsertMessages(ctx context.Context, entries []sessionstore.WAL
 		}
 		raw, err := bson.Marshal(d)
 		if err == nil && len(raw) > maxDocument {
-			err = errors.New("larger than a MongoDB document may be")
+			err = errTooLarge
 		}
 		if err != nil {
 			failed[i] = err

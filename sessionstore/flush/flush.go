@@ -66,12 +66,17 @@ const (
 	keyEntry     = "entry"
 	keySeq       = "seq"
 	keyDuration  = "duration"
+	keyEntries   = "entries"
+	keyOldest    = "oldest_s"
+	keyMemory    = "memory"
+	keyRefused   = "refused"
 )
 
 // Options of New.
 type Options struct {
 	Store   Store         // required
 	Archive Archive       // required
+	Gauge   Gauge         // measures what waits; nil: nobody measures and nothing is alarmed
 	Every   time.Duration // how long an entry may wait to be gathered; default 200 ms
 	Batch   int           // entries per partition and round; default 500
 	Log     *slog.Logger  // nil: discard
@@ -81,6 +86,7 @@ type Options struct {
 type Flusher struct {
 	store   Store
 	archive Archive
+	gauge   Gauge // or nil
 	every   time.Duration
 	batch   int
 	log     *slog.Logger
@@ -91,8 +97,9 @@ type Flusher struct {
 	fails   map[entryKey]int // how often in a row an entry was refused
 	badDocs map[string]bool  // sessions whose document is refused, so that it is logged once
 
-	mu    sync.Mutex // guards the fields below; never held during I/O
-	stats Stats
+	mu      sync.Mutex // guards the fields below; never held during I/O
+	stats   Stats
+	backlog Backlog
 }
 
 // entryKey names an entry: ids are unique within a partition.
@@ -126,13 +133,18 @@ func New(o Options) (*Flusher, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Flusher{
-		store: o.Store, archive: o.Archive, every: o.Every, batch: o.Batch, log: o.Log,
+		store: o.Store, archive: o.Archive, gauge: o.Gauge, every: o.Every, batch: o.Batch, log: o.Log,
 		turn: make(chan struct{}, 1), fails: map[entryKey]int{}, badDocs: map[string]bool{},
 	}, nil
 }
 
 // Run moves the WAL until ctx ends, then returns nil. Call Flush afterwards to leave as little as possible behind.
 func (f *Flusher) Run(ctx context.Context) error {
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	if f.gauge != nil {
+		watching.Go(func() { f.watch(ctx) })
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	tries := 0

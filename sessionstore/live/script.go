@@ -137,7 +137,8 @@ func (s *Store) usable(ctx context.Context, sc *script) (*redis.Script, error) {
 	case reserveNo:
 		return sc.plain, nil
 	}
-	err := s.client.ScriptLoad(ctx, reserveHeader+"return 1").Err()
+	// With a key, because without one a cluster's client asks all nodes, replicas too.
+	err := s.client.Eval(ctx, reserveHeader+"return 1", []string{s.parts[0].inst()}).Err()
 	var refused redis.Error
 	switch {
 	case err == nil:
