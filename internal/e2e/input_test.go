@@ -216,8 +216,9 @@ func TestIdle_isClosed(t *testing.T) {
 		require.NoError(t, lively.write(t.Context(), map[string]any{"type": "ping"}))
 		time.Sleep(500 * time.Millisecond) // time is what is tested here
 	}
+	require.NoError(t, quiet.until(t.Context(), 5*time.Second, "close", func() bool { return quiet.closed != 0 }))
 	assert.EqualValues(t, 4003, quiet.closed)
-	assert.Zero(t, lively.closed)
+	assert.False(t, dead(lively))
 }
 
 // A replica that is full refuses further sockets with 503 and CONNECTION_LIMIT.
@@ -366,7 +367,8 @@ func TestFlood_ofBrokenFramesIsThrottledAndEnded(t *testing.T) {
 			answers++
 		}
 	}
-	assert.Less(t, answers, 700)
+	// The burst of 400, what is refilled at 200 a second meanwhile, and the strikes, which each refilled token forgives.
+	assert.Less(t, answers, 1500)
 	log, err := os.ReadFile(c.replicas[0].Log)
 	require.NoError(t, err)
 	assert.Less(t, bytes.Count(log, []byte("request refused")), 10, "a client must not fill the log")

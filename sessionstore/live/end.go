@@ -68,7 +68,7 @@ func (s *Store) expireNow(ctx context.Context, sid string) error {
 		return err
 	}
 	for range maxRounds {
-		r, err := s.run(ctx, s.sc.expire, p.eventKeys(sid, f.user), append(s.args(p, sid, 5),
+		r, err := s.run(ctx, s.sc.expire, append(p.eventKeys(sid, f.user), p.beat()), append(s.args(p, sid, 5),
 			e.id, e.h, e.c, s.o.Window.Milliseconds(), keptDelay.Milliseconds())...)
 		if err != nil {
 			return err

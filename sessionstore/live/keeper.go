@@ -31,8 +31,8 @@ const (
 	// instQuiet is how long answers are left alone after Redis has changed, so that the replicas that hold them, and
 	// write again what was lost, come first.
 	instQuiet = 5 * time.Second
-	// outage is how long Redis may be unreachable before nobody's absence counts: as long as a socket's lease is
-	// renewed in. After it no session expires for one window.
+	// outage is how long a partition may be without any keeper before nobody's absence counts: as long as a socket's
+	// lease is renewed in. After it no session expires for one window; life.lua knows the same number.
 	outage = 30 * time.Second
 	// hurry is how soon a replica looks again for partitions that should be its own and are not yet.
 	hurry = time.Second
@@ -49,15 +49,13 @@ type keeper struct {
 	s   *Store
 	log *slog.Logger
 
-	running  atomic.Bool
-	noExpiry atomic.Int64 // Unix milliseconds until which no session expires
+	running atomic.Bool
 
 	mu   sync.Mutex // guards kept; never held during I/O
 	kept map[int]lease
 
 	// Owned by the goroutine that renews.
-	reached time.Time // when all of Redis last answered
-	live    []string  // replicas as last seen
+	live []string // replicas as last seen
 
 	// Owned by the goroutine that sweeps.
 	inst    map[int]string    // as last seen
@@ -184,7 +182,6 @@ func (k *keeper) renewLeases(ctx context.Context) (short bool, err error) {
 	if len(errs) > 0 {
 		return short, fmt.Errorf("renew %d of %d leases: %w", len(errs), Partitions, errs[0])
 	}
-	k.noteReached(start)
 	return short, nil
 }
 
@@ -203,8 +200,8 @@ func (k *keeper) call(ctx context.Context, p int, want bool) (*invocation, error
 	k.mu.Lock()
 	held := k.kept[p].token
 	k.mu.Unlock()
-	return k.s.pl.invocation(ctx, k.s.pl.sc.keep, []string{k.s.parts[p].keeper()},
-		mode, held, k.s.replica+"|"+rand.Text(), k.s.o.KeeperLease.Milliseconds())
+	return k.s.pl.invocation(ctx, k.s.pl.sc.keep, []string{k.s.parts[p].keeper(), k.s.parts[p].beat()},
+		mode, held, k.s.replica+"|"+rand.Text(), k.s.o.KeeperLease.Milliseconds(), outage.Milliseconds(), k.s.o.Window.Milliseconds())
 }
 
 // register renews the replica's own lease, or ends it (life 0), and returns the replicas that live.
@@ -227,15 +224,6 @@ func (k *keeper) register(ctx context.Context, life time.Duration) (live []strin
 		k.log.Error("a replica died without a goodbye", "replica", dead)
 	}
 	return texts(reply[0]), nil
-}
-
-// noteReached pauses expiry for one window after an outage: nobody could renew a lease or come back during it.
-func (k *keeper) noteReached(now time.Time) {
-	if !k.reached.IsZero() && now.Sub(k.reached) > outage {
-		k.noExpiry.Store(now.Add(k.s.o.Window).UnixMilli())
-		k.log.Warn("redis was out of reach, sessions do not expire for a while", "away", now.Sub(k.reached), "pause", k.s.o.Window)
-	}
-	k.reached = now
 }
 
 // goodbye gives up everything at once, so that others need not wait for leases to lapse.

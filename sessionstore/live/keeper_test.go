@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -139,7 +140,7 @@ func TestKeeper_neverTakesALeaseThatSomebodyHolds(t *testing.T) {
 func TestKeepScript_leavesTheLeaseToItsHolder(t *testing.T) {
 	s := newTestStore(t, nil)
 	keep := func(mode, held, fresh string) string {
-		c, err := s.pl.invocation(t.Context(), s.pl.sc.keep, []string{s.parts[1].keeper()}, mode, held, fresh, 60000)
+		c, err := s.pl.invocation(t.Context(), s.pl.sc.keep, []string{s.parts[1].keeper(), s.parts[1].beat()}, mode, held, fresh, 60000, 30000, 900000)
 		require.NoError(t, err)
 		invoke(t.Context(), s.client, []*invocation{c})
 		require.NoError(t, c.err)
@@ -242,18 +243,48 @@ func TestSweep_leavesAnswersAloneAfterRedisHasChanged(t *testing.T) {
 	})
 }
 
-func TestSweep_expiresNobodyForAWindowAfterAnOutage(t *testing.T) {
+// After a time in which no keeper could reach Redis nobody could renew a lease or come back: for a window no session
+// expires, neither by a sweep nor by an open, whoever keeps the partition.
+func TestExpiry_pausesForAWindowAfterAnOutage(t *testing.T) {
 	s := newTestStore(t, nil)
-	k := s.pl.keeper
-	now := time.Now()
-	k.noteReached(now)
-	require.Empty(t, k.skip(1, now))
-	k.noteReached(now.Add(outage))
-	require.Empty(t, k.skip(1, now.Add(outage)))
-	back := now.Add(2*outage + time.Second)
-	k.noteReached(back)
-	require.Equal(t, ":end:", k.skip(1, back.Add(s.o.Window-time.Second)))
-	require.Empty(t, k.skip(1, back.Add(s.o.Window)))
+	ctx := t.Context()
+	sid := openSession(t, s, "ann")
+	p, err := s.part(sid)
+	require.NoError(t, err)
+	active := func() bool {
+		ses, err := s.Session(ctx, sid)
+		require.NoError(t, err)
+		return ses.Active
+	}
+	past := func() {
+		require.NoError(t, s.client.ZAdd(ctx, p.live(), redis.Z{Score: 1, Member: sid}).Err())
+		require.NoError(t, s.client.ZAdd(ctx, p.due(), redis.Z{Score: 1, Member: "end:" + sid}).Err())
+	}
+	beat := func(ago time.Duration) {
+		at, err := s.client.Time(ctx).Result()
+		require.NoError(t, err)
+		require.NoError(t, s.client.HSet(ctx, p.beat(), "at", at.Add(-ago).UnixMilli()).Err())
+	}
+	past()
+	beat(2 * outage) // nobody has been back yet
+	require.NoError(t, s.expireNow(ctx, sid))
+	require.True(t, active())
+	past()
+	require.Equal(t, sid, openSession(t, s, "ann"))
+
+	n, _ := PartitionOf(sid)
+	c, err := s.pl.keeper.call(ctx, n, true) // the keeper is back
+	require.NoError(t, err)
+	invoke(ctx, s.client, []*invocation{c})
+	require.NoError(t, c.err)
+	past()
+	require.NoError(t, s.expireNow(ctx, sid))
+	require.True(t, active())
+
+	require.NoError(t, s.client.HSet(ctx, p.beat(), "until", 1).Err()) // a window later
+	past()
+	require.NoError(t, s.expireNow(ctx, sid))
+	require.False(t, active())
 }
 
 func TestSweepScript_passesOverWhatMustWait(t *testing.T) {

@@ -113,6 +113,9 @@ func (p partition) answerKeys(sid string) []string {
 	return append(p.appendKeys(sid), k.gen(), k.chunks())
 }
 
+// beat is a hash: at, when a keeper was last here, and until, up to when no session expires; milliseconds of Redis.
+func (p partition) beat() string { return string(p) + "beat" }
+
 // eventKeys are KEYS 1-14 of event.lua.
 func (p partition) eventKeys(sid, userID string) []string {
 	return append(p.answerKeys(sid), p.session(sid).conns(), p.on(), p.live(), p.user(userID))

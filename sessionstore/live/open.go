@@ -125,7 +125,7 @@ func (s *Store) openKeys(p partition, cur, userID, sid string) []string {
 	if cur == "" {
 		cur = sid // its keys are not used, but must be in the partition
 	}
-	return append(p.eventKeys(cur, userID), k.hash(), k.log(), k.ids(), k.conns())
+	return append(p.eventKeys(cur, userID), k.hash(), k.log(), k.ids(), k.conns(), p.beat())
 }
 
 func (s *Store) openArgs(p partition, cur string, r sessionstore.OpenRequest, n newcomer) []any {

@@ -88,9 +88,6 @@ func (k *keeper) skip(p int, now time.Time) string {
 	if now.Before(k.quiet[p]) {
 		s += ":" + dueAsk + ":" + dueGen + ":"
 	}
-	if now.UnixMilli() < k.noExpiry.Load() {
-		s += ":" + dueEnd + ":"
-	}
 	return s
 }
 

@@ -1,6 +1,6 @@
 -- expire.lua ends a session whose window is over. Its end is when the last of its sockets left.
 --
--- KEYS  1-14 of event.lua
+-- KEYS  1-14 of event.lua  15 beat
 -- ARGV  1-6 of event.lua  7 field in ids  8 h  9 c of its session_ended  10 window in milliseconds  11 milliseconds until
 --       a session that is kept is looked at again
 -- Returns  OK | KEPT | NOTYET | SETTLE | DONE
@@ -16,7 +16,7 @@ if now <= deadline then
   return { 'NOTYET' }
 end
 if call('HGET', S.gen, 'state') == 'cut' then return { 'SETTLE' } end
-if kept(S) then
+if kept(S) or paused(KEYS[15]) then
   call('ZADD', KEYS[3], int(now + tonumber(ARGV[11])), 'end:' .. S.id)
   return { 'KEPT' }
 end

@@ -103,3 +103,10 @@ local function present(S, conn, lease, window)
   call('ZADD', KEYS[13], int(till + window), S.id)
   call('ZADD', KEYS[3], int(till + window), 'end:' .. S.id)
 end
+
+-- paused says whether nobody's absence counts now: no keeper has been here for half a minute, because Redis or all
+-- replicas were away, or that is less than a window ago (keep.lua).
+local function paused(beat)
+  local b = call('HMGET', beat, 'at', 'until')
+  return (b[1] and now - tonumber(b[1]) > 30000) or (b[2] and now < tonumber(b[2]))
+end

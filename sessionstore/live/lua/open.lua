@@ -5,7 +5,7 @@
 -- for with EXPIRED or NEW and given in the next try.
 --
 -- KEYS  1-14 of event.lua, of the session that the user is believed to have  15 s  16 log  17 ids  18 c of the one that
---       may be made
+--       may be made  19 beat
 -- ARGV  1-6 of event.lua  7 the user's session as read, '' if none  8 session that the client was in, ''
 --       9 epoch and 10 seq of its position  11 connection  12 lease and 13 window in milliseconds  14 '1': only a new
 --       session will do  15 user id  16 user name  17 new session's id  18 its channel  19 its wrapped data key, '' if not
@@ -29,7 +29,7 @@ end
 local S = cur ~= '' and session()
 if S and S.st == 'active' then
   local deadline = tonumber(call('ZSCORE', KEYS[13], cur) or now)
-  if now <= deadline or kept(S) then
+  if now <= deadline or kept(S) or paused(KEYS[19]) then
     if ARGV[14] == '1' then return { 'ACTIVE', cur } end
     roll(S, seen)
     present(S, ARGV[11], lease, window)
