@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"strings"
 	"sync"
 	"testing"
@@ -208,6 +209,39 @@ func TestSend_againIsADuplicate(t *testing.T) {
 	defer u.mu.Unlock()
 	assert.Empty(t, u.faults)
 	assert.Len(t, u.events, 5) // started, 2 questions, 2 answers
+	assert.Len(t, c.llm.Requests(), 2)
+}
+
+// Beyond B7: a message whose ack was lost, in a session that has ended since, is not given to the next session: Redis
+// knows that it was accepted, long before MongoDB does. The model is asked once.
+func TestSend_againAfterTheEndOfItsSessionIsADuplicate(t *testing.T) {
+	c := start(t, options{replicas: 2, env: []string{"CHATBOX__CLUSTER__FLUSH_EVERY=1h"}})
+	u := newUser("ann", c.token("ann"))
+	require.NoError(t, u.connect(t.Context(), c.direct(0)))
+	require.NoError(t, u.untilLive(t.Context()))
+	id, err := u.send(t.Context(), "!tokens 3")
+	require.NoError(t, err)
+	require.NoError(t, u.untilAnswered(t.Context(), id, 15*time.Second))
+	first, seq := u.sessionID, u.acked[id]
+	u.leave()
+	require.Equal(t, http.StatusOK, c.request(http.MethodPost, c.direct(1), "/chat/sessions/"+first+"/end", u.token, nil))
+	_, stored, err := c.archive.Message(t.Context(), first, sessionstore.SenderUser, id)
+	require.NoError(t, err)
+	require.False(t, stored, "MongoDB is to lag behind")
+
+	again := newUser("ann", u.token)
+	require.NoError(t, again.connect(t.Context(), c.direct(1)))
+	require.NoError(t, again.untilLive(t.Context()))
+	require.NotEqual(t, first, again.sessionID)
+	require.NoError(t, again.write(t.Context(), map[string]any{"type": "user_message", "message_id": id, "content": "!tokens 3", "resent": true, "session_id": first}))
+	require.NoError(t, again.until(t.Context(), 10*time.Second, "duplicate", func() bool { return again.dups == 1 }))
+	next, err := again.send(t.Context(), "!tokens 2")
+	require.NoError(t, err)
+	require.NoError(t, again.untilAnswered(t.Context(), next, 15*time.Second))
+	again.mu.Lock()
+	defer again.mu.Unlock()
+	assert.Equal(t, seq, again.acked[id], "the seq of the first time")
+	assert.Len(t, again.events, 3, "started, one question, one answer")
 	assert.Len(t, c.llm.Requests(), 2)
 }
 

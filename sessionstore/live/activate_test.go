@@ -33,6 +33,19 @@ func ttls(tb testing.TB, s *Store, sid string) []string {
 	return out
 }
 
+// If Redis loses a session that was opened again and nobody has said anything yet, its window counts from the opening.
+func TestActivate_isActivity(t *testing.T) {
+	s := newTestStore(t, nil)
+	ctx := testContext(t)
+	sid := openSession(t, s, "u1")
+	require.NoError(t, s.End(ctx, sid, "explicit", ""))
+	p, _ := s.part(sid)
+	require.NoError(t, s.client.HSet(ctx, p.session(sid).hash(), "la", "1000").Err())
+	o, err := s.Activate(ctx, "u1", sid, false)
+	require.NoError(t, err)
+	assert.WithinDuration(t, time.Now(), o.Session.LastActivity, time.Minute)
+}
+
 // Promise 59: start, end and duration are tracked, over every time in which the session was active.
 func TestActivate_reopensAnEndedSession(t *testing.T) {
 	s := newTestStore(t, quick)

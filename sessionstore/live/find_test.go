@@ -45,6 +45,21 @@ func TestFind_byIdempotencyKey(t *testing.T) {
 	assert.False(t, found)
 }
 
+// A session that no Redis but this one has ever had is whole, also when it has ended; one that was written on another
+// primary before may lack something.
+func TestSession_saysWhetherItIsWhole(t *testing.T) {
+	s := newTestStore(t, nil)
+	ctx := testContext(t)
+	whole, broken := openSession(t, s, "u1"), openSession(t, s, "u2")
+	p, _ := s.part(broken)
+	require.NoError(t, s.client.HSet(ctx, p.session(broken).hash(), "inst", "the primary before").Err())
+	for _, sid := range []string{whole, broken} {
+		require.NoError(t, s.End(ctx, sid, "explicit", ""))
+	}
+	assert.True(t, session(t, s, whole).Whole)
+	assert.False(t, session(t, s, broken).Whole)
+}
+
 // What asks for another answer is a turn of its own, in the order in which all was asked; messages between are one.
 func TestAcquire_takesWishesOneByOne(t *testing.T) {
 	s := newTestStore(t, nil)

@@ -46,7 +46,8 @@ if C and C.st == 'active' then
   seen = high
 end
 
-call('HSET', S.key, 'st', 'active', 'is', int(now), 'ow', 'ai')
+-- Opening it again is its user's doing: if Redis loses it now, the window counts from here.
+call('HSET', S.key, 'st', 'active', 'is', int(now), 'la', int(now), 'ow', 'ai')
 call('HDEL', S.key, 'et', 'hw', 'fence')
 S.st, S.ow = 'active', 'ai'
 for i = 5, 11 do call('PERSIST', KEYS[i]) end
