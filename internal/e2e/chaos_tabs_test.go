@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -177,6 +178,55 @@ func (ts *tabs) check(t *testing.T) {
 	}
 	t.Logf("%d opens and ends of %d sessions", len(ts.history), len(sessions))
 	assert.Greater(t, len(sessions), 2)
-	result := porcupine.CheckOperationsTimeout(oneActive, ts.history, time.Minute)
-	assert.Equal(t, porcupine.Ok, result, "two sessions of one user were active")
+	for _, part := range oneActive.Partition(ts.history) {
+		result, info := porcupine.CheckOperationsVerbose(oneActive, part, time.Minute)
+		assert.Equal(t, porcupine.Ok, result, "two sessions of one user were active:\n%s", explain(part, info))
+	}
+}
+
+// explain shows the end of the longest history that can be explained, and what follows it.
+func explain(history []porcupine.Operation, info porcupine.LinearizationInfo) string {
+	var longest []porcupine.Operation
+	for _, part := range info.PartialLinearizationsOperations() {
+		for _, ops := range part {
+			if len(ops) > len(longest) {
+				longest = ops
+			}
+		}
+	}
+	if len(longest) == len(history) {
+		return ""
+	}
+	in := map[string]bool{}
+	key := func(op porcupine.Operation) string { return fmt.Sprint(op.ClientId, op.Call) }
+	for _, op := range longest {
+		in[key(op)] = true
+	}
+	var rest []porcupine.Operation
+	for _, op := range history {
+		if !in[key(op)] {
+			rest = append(rest, op)
+		}
+	}
+	slices.SortFunc(rest, func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
+	var b strings.Builder
+	show := func(op porcupine.Operation) {
+		what := "opens"
+		if op.Input.(tabOp).end != "" {
+			what = "ends "
+		}
+		returned := "no answer"
+		if op.Return < math.MaxInt64 {
+			returned = time.Unix(0, op.Return).UTC().Format("05.000000")
+		}
+		fmt.Fprintf(&b, "  tab %d %s %s  %s - %s\n", op.ClientId, what, op.Output, time.Unix(0, op.Call).UTC().Format("15:04:05.000000"), returned)
+	}
+	for _, op := range longest[max(0, len(longest)-8):] {
+		show(op)
+	}
+	b.WriteString("  and then:\n")
+	for _, op := range rest[:min(8, len(rest))] {
+		show(op)
+	}
+	return b.String()
 }

@@ -249,7 +249,7 @@ func (u *user) recall() {
 
 func (u *user) ack(f frame) {
 	if u.ignoreAck != nil && u.ignoreAck() {
-		if !f.Duplicate {
+		if !f.Duplicate && f.Seq > u.seq { // else a snapshot has shown it
 			u.unheard(f)
 		}
 		return

@@ -149,10 +149,11 @@ func TestSlow_isClosedAloneAndResumes(t *testing.T) {
 	assert.Less(t, during, 5*before+500*time.Millisecond, "another user waits for the slow one")
 	assert.Less(t, slow.at(), fast.at(), "the slow one has read on")
 	v.let()
+	require.NoError(t, slow.until(t.Context(), 20*time.Second, "the end of the slow socket", func() bool { return slow.closed != 0 }))
 	<-slow.done
 	assert.EqualValues(t, 4002, slow.closed)
-	assert.Zero(t, fast.closed)
-	assert.Zero(t, other.closed)
+	assert.False(t, dead(fast))
+	assert.False(t, dead(other))
 
 	require.NoError(t, slow.connect(t.Context(), c.direct(0)))
 	require.NoError(t, slow.untilLive(t.Context()))

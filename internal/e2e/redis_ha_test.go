@@ -61,6 +61,7 @@ func TestRedis_primaryWithoutItsReplicaAcceptsNothing(t *testing.T) {
 	require.NoError(t, c.client.ConfigSet(t.Context(), "min-replicas-max-lag", "2").Err())
 	require.NoError(t, c.client.ConfigSet(t.Context(), "min-replicas-to-write", "1").Err())
 	cr := c.talk(4, nil)
+	probe := c.probes(1, func(string) bool { return true })[0]
 
 	require.NoError(t, replica.Signal(syscall.SIGSTOP))
 	require.Eventually(t, func() bool {
@@ -69,24 +70,32 @@ func TestRedis_primaryWithoutItsReplicaAcceptsNothing(t *testing.T) {
 	}, 15*time.Second, 20*time.Millisecond, "the primary goes on alone")
 	u := newUser("ann", c.token("ann"))
 	assert.ErrorContains(t, u.connect(t.Context(), c.lb()), "503", "no session is made")
+	sleepFor(t.Context(), 200*time.Millisecond) // acknowledgements from before are on their way
 	before := make([]int, len(cr.users))
 	for i, u := range cr.users {
 		u.mu.Lock()
 		before[i] = len(u.acked)
 		u.mu.Unlock()
 	}
+	id, err := probe.send(t.Context(), fmt.Sprintf("!tokens %d 2", crowdWords))
+	require.NoError(t, err)
+	require.NoError(t, probe.until(t.Context(), 10*time.Second, "being told", func() bool { return probe.refusals(id) > 0 }))
+	probe.mu.Lock()
+	assert.Equal(t, "STORE_UNAVAILABLE", probe.last("error").Error.Code)
+	assert.True(t, probe.last("error").Error.Recoverable)
+	assert.Zero(t, probe.acked[id])
+	probe.mu.Unlock()
 	for i, u := range cr.users {
-		require.NoError(t, u.until(t.Context(), 10*time.Second, "being told", func() bool {
-			e := u.last("error")
-			return e != nil && e.Error.Recoverable && e.Error.Code == "STORE_UNAVAILABLE" || u.closed != 0
-		}))
 		u.mu.Lock()
 		assert.Len(t, u.acked, before[i], "%s has an acknowledgement that a failover would take back", u.id)
 		u.mu.Unlock()
 	}
+	assert.ErrorContains(t, newUser("bob", c.token("bob")).connect(t.Context(), c.lb()), "503", "it still accepts nothing")
 	require.NoError(t, replica.Signal(syscall.SIGCONT))
 	cr.progress(4, 10*time.Second, "did not heal")
-	cr.check()
+	require.NoError(t, probe.resend(t.Context()))
+	require.NoError(t, probe.untilAnswered(t.Context(), id, 10*time.Second))
+	cr.check(probe)
 }
 
 // F12. In a cluster of three primaries with replicas one primary dies: new messages within 10 s, also in its

@@ -74,6 +74,8 @@ func (c *cluster) talkOf(n int, addr func(user int) string, lossy bool, words in
 		u := newUser(id, c.token(id))
 		u.lossy = lossy
 		cr.users = append(cr.users, u)
+	}
+	for i := range n {
 		cr.wg.Go(func() { cr.run(i) })
 	}
 	c.t.Cleanup(cr.end)
@@ -265,9 +267,10 @@ func (cr *crowd) check(beside ...*user) {
 		}
 		total, again, snapshots = total+len(u.acked), again+u.dups+u.lost, snapshots+u.snapshots
 		u.mu.Unlock()
-		docs, _, err := cr.c.archive.Sessions(t.Context(), u.id, "", 100)
-		require.NoError(t, err)
-		assert.Len(t, docs, 1, "%s has had several sessions", u.id) // I3
+		require.Eventually(t, func() bool { // I3; documents follow events
+			docs, _, err := cr.c.archive.Sessions(t.Context(), u.id, "", 100)
+			return err == nil && len(docs) == 1
+		}, 15*time.Second, 50*time.Millisecond, "%s has not had one session", u.id)
 	}
 	t.Logf("%d messages of %d users, %d sent again, %d snapshots", total, len(cr.users), again, snapshots)
 	if doubled > 0 {
