@@ -154,10 +154,17 @@ func (f *fakeLive) open(r sessionstore.OpenRequest) (sessionstore.Opened, error)
 		f.beginLocked(r, sid)
 	}
 	b := f.sessions[sid]
+	sockets := 0
 	if r.ConnID != "" {
 		f.present[live.Conn{SessionID: sid, ConnID: r.ConnID}] = true
 	}
+	for c := range f.present {
+		if c.SessionID == sid {
+			sockets++
+		}
+	}
 	return sessionstore.Opened{
+		Sockets: sockets,
 		Session: b.Session, Created: !found, Resumed: sid == r.Want,
 		Recovered: sid == r.Want && r.Position.Epoch == b.Epoch && r.Position.Seq >= b.trimmed && r.Position.Seq <= b.Seq,
 	}, nil
@@ -300,13 +307,17 @@ func (f *fakeLive) Append(ctx context.Context, a sessionstore.Append) (sessionst
 	defer f.bus.Unlock()
 	f.mu.Lock()
 	b := f.sessions[a.Event.SessionID]
-	if b == nil || !b.Active {
+	if b == nil {
 		f.mu.Unlock()
-		return sessionstore.Appended{}, sessionstore.ErrEnded
+		return sessionstore.Appended{}, sessionstore.ErrNotFound
 	}
 	if seq, twice := b.ids[sessionstore.MessageKey(a.Event.Sender, a.Event.MessageID)]; twice {
 		f.mu.Unlock()
 		return sessionstore.Appended{Position: sessionstore.Position{Epoch: b.Epoch, Seq: seq}, Duplicate: true}, nil
+	}
+	if !b.Active {
+		f.mu.Unlock()
+		return sessionstore.Appended{}, sessionstore.ErrEnded
 	}
 	if b.Name == "" {
 		b.Name = a.Name

@@ -70,7 +70,7 @@ func TestTouch_goesInBatches(t *testing.T) {
 		}
 		assert.Equal(t, []int{touchBatch, 1}, sizes)
 		assert.Len(t, seen, len(all))
-	})
+	}, options(func(o *Options) { o.PerUser = touchBatch + 1 }))
 }
 
 // A lease that Redis has forgotten is taken anew while the socket lives: its session must not be counted as left.
