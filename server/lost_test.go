@@ -168,7 +168,7 @@ func TestFrame_bringsBackWhatRedisHasLost(t *testing.T) {
 			said = said.Messages[len(said.Messages)-1]
 		}
 		assert.Equal(t, "still there?", said.Content)
-		assert.Equal(t, []string{annsID}, r.live.rebuilt)
+		r.live.set(func() { assert.Equal(t, []string{annsID}, r.live.rebuilt) })
 		s.leave()
 		other.leave()
 	})
@@ -187,7 +187,7 @@ func TestTails_deliverWhatTheBusHasLost(t *testing.T) {
 		require.NoError(t, err)
 		pass(tailTick)
 		assert.Equal(t, "ai_response 3", s.names())
-		assert.Positive(t, r.live.remembered)
+		r.live.set(func() { assert.Positive(t, r.live.remembered) })
 		pass(tailTick)
 		assert.Empty(t, s.names(), "who has everything is left alone")
 		s.leave()
@@ -380,7 +380,7 @@ func TestFeed_bringsBackWhatRedisHasLost(t *testing.T) {
 		}
 		return sessionstore.Page{Position: sessionstore.Position{Epoch: "2-b", Seq: 1000}}, nil
 	}
-	err := error(sessionstore.ErrArchive)
+	err := sessionstore.ErrArchive
 	source := feed{f, fakeReviver(func(what, sid string) error {
 		asked, lost = append(asked, what+" "+sid), err != nil
 		return err

@@ -164,7 +164,7 @@ func (p *program) eachLetter(ctx context.Context, s *config.Settings, letters Le
 			continue // somebody else was faster
 		}
 		n++
-		log.Warn("dead letter "+done, "component", "dlq", "letter", l.name(), "session_id", l.SessionID, "seq", l.Seq,
+		log.Warn("dead letter dealt with", "component", "dlq", "done", done, "letter", l.name(), "session_id", l.SessionID, "seq", l.Seq,
 			"type", l.Type, keyReason, l.Reason)
 	}
 	_, err := fmt.Fprintf(p.Stdout, "%d %s\n", n, done)

@@ -85,6 +85,7 @@ const chaosTalkers = 9
 // chaosRun carries out the schedule of a seed. linger waits for what is kept for half a minute and checks that it has
 // gone, too.
 func chaosRun(t *testing.T, seed uint64, linger bool) {
+	t.Helper()
 	t.Logf("CHATBOX_SEED=%d", seed)
 	c := start(t, options{linked: true, aof: true, chatbox: unlimited, websocket: `idle_timeout = "9s"`, env: []string{
 		"CHATBOX__CLUSTER__PRESENCE_LEASE=10s", "CHATBOX__CLUSTER__TOUCH_EVERY=3s",

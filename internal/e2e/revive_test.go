@@ -228,7 +228,7 @@ func TestRevive_whileMongoDBIsAwayNothingIsBegunAnew(t *testing.T) {
 		return sitter.untilAnswered(t.Context(), id, 3*time.Second) == nil
 	}, 30*time.Second, 10*time.Millisecond)
 	asks(t, away, "!tokens 5")
-	assert.Equal(t, was, []string{sitter.sessionID, away.sessionID})
+	assert.Equal(t, []string{sitter.sessionID, away.sessionID}, was)
 	c.same(t, sitter, away)
 }
 

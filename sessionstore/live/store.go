@@ -79,14 +79,14 @@ func New(o Options) (*Store, error) {
 		errs = append(errs, errors.New("option Replica is required"))
 	}
 	if o.LogBytes < 0 {
-		errs = append(errs, errors.New("LogBytes is negative"))
+		errs = append(errs, errors.New("option LogBytes is negative"))
 	}
 	if o.Wait < 0 {
-		errs = append(errs, errors.New("Wait is negative"))
+		errs = append(errs, errors.New("option Wait is negative"))
 	}
 	errs = append(errs, o.defaults()...)
 	if o.WaitTimeout > time.Second {
-		errs = append(errs, errors.New("WaitTimeout is over 1s"))
+		errs = append(errs, errors.New("option WaitTimeout is over 1s"))
 	}
 	sc, err := loadScripts()
 	errs = append(errs, err)
