@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"syscall"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/real-rm/chatbox/internal/rig/fault"
 )
 
 // unlimited keeps the message rate limit out of tests that are about something else.
@@ -21,17 +24,34 @@ const unlimited = "rate_limit = 1000000"
 // F4. One replica is cut from Redis with its clients still attached: they are told, the replica stops being ready
 // after its grace, everybody can go on elsewhere in the same session, and nothing is lost or doubled.
 func TestRedis_replicaCutOff(t *testing.T) {
+	t.Run("silently", func(t *testing.T) { // what is sent vanishes: a partition
+		cutOff(t, func(l *fault.Link) {
+			require.NoError(t, l.Swallow())
+			require.ErrorIs(t, pingWithin(l.Addr(), 300*time.Millisecond), os.ErrDeadlineExceeded, "the link is not cut")
+		})
+	})
+	if !full() {
+		return
+	}
+	t.Run("loudly", func(t *testing.T) { // connections are refused
+		cutOff(t, func(l *fault.Link) {
+			l.Cut()
+			_, err := net.Dial("tcp", l.Addr())
+			require.Error(t, err, "the link is not cut")
+		})
+	})
+}
+
+func cutOff(t *testing.T, cutLink func(*fault.Link)) {
+	t.Helper()
 	c := start(t, options{linked: true, chatbox: unlimited})
 	victim := newUser("ann", c.token("ann"))
 	require.NoError(t, victim.connect(t.Context(), c.direct(0)))
 	require.NoError(t, victim.untilLive(t.Context()))
 	cr := c.talkStrictly(6, func(i int) string { return c.direct(1 + i%2) }, false)
 
-	c.links[0].Cut()
 	cut := time.Now()
-	_, err := net.Dial("tcp", c.links[0].Addr())
-	require.Error(t, err, "the link is cut")
-
+	cutLink(c.links[0])
 	id, err := victim.send(t.Context(), "!tokens 5 2")
 	require.NoError(t, err)
 	require.NoError(t, victim.until(t.Context(), 10*time.Second, "being told", func() bool {
@@ -203,18 +223,7 @@ func TestRedis_slowLink(t *testing.T) {
 }
 
 // ping asks a Redis server, or a link to one, once.
-func ping(addr string) error {
-	conn, err := net.Dial("tcp", addr)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close() }()
-	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
-	if _, err = conn.Write([]byte("PING\r\n")); err == nil {
-		_, err = conn.Read(make([]byte, 7))
-	}
-	return err
-}
+func ping(addr string) error { return pingWithin(addr, 5*time.Second) }
 
 // runID names the run of the Redis server.
 func (c *cluster) runID() string {

@@ -33,27 +33,33 @@ var transient = []int{
 	8000, 9001, 10058, 10107, 11600, 11602, 13388, 13435, 13436, 14031,
 }
 
-// InsertMessages stores entries in one go. What is there already counts as stored. err means that MongoDB did not
+// InsertMessages stores entries in one go. What is there already counts as stored; if it is there under a lower number,
+// because Redis had lost it while it was on its way here and got it again from who sent it, it takes the new number,
+// which is the one that clients know. err means that MongoDB did not
 // take the entries, or not surely: repeat them all. failed holds, by index, entries that MongoDB refuses for what
 // they are; all others are stored when err is nil. Neither has contents in its text.
 func (a *Archive) InsertMessages(ctx context.Context, entries []sessionstore.WALEntry) (failed map[int]error, err error) {
 	now := time.Now()
 	failed = map[int]error{}
 	var docs []any
-	var at []int // index in entries of each document
+	var rows []messageDoc // the same
+	var at []int          // index in entries of each document
 	size := 0
 	send := func() error {
 		if len(docs) == 0 {
 			return nil
 		}
-		_, refused, err := a.insert(ctx, colMessages, docs)
+		there, refused, err := a.insert(ctx, colMessages, docs)
+		if err == nil {
+			err = a.renumber(ctx, rows, there)
+		}
 		if err != nil {
 			return away(ctx, fmt.Sprintf("insert %d of %d messages", len(docs), len(entries)), err)
 		}
 		for i, err := range refused {
 			failed[at[i]] = err
 		}
-		docs, at, size = nil, nil, 0
+		docs, rows, at, size = nil, nil, nil, 0
 		return nil
 	}
 	for i, e := range entries {
@@ -74,7 +80,7 @@ func (a *Archive) InsertMessages(ctx context.Context, entries []sessionstore.WAL
 			failed[i] = err
 			continue
 		}
-		docs, at, size = append(docs, bson.Raw(raw)), append(at, i), size+len(raw)
+		docs, rows, at, size = append(docs, bson.Raw(raw)), append(rows, d), append(at, i), size+len(raw)
 		if len(docs) == maxInsert || size >= maxInsertBytes {
 			if err := send(); err != nil {
 				return nil, err
@@ -85,6 +91,47 @@ func (a *Archive) InsertMessages(ctx context.Context, entries []sessionstore.WAL
 		return nil, err
 	}
 	return failed, nil
+}
+
+// renumber gives messages that are there already, by their index in rows, the number and the text that they have now,
+// only ever forward. Most have them: they were inserted by a flusher that could not say so any more.
+func (a *Archive) renumber(ctx context.Context, rows []messageDoc, there []int) error {
+	if len(there) == 0 {
+		return nil
+	}
+	kind, err := a.kind(ctx)
+	if err != nil {
+		return err
+	}
+	var models []mongo.WriteModel
+	for _, i := range there {
+		d := rows[i]
+		filter := queryMessage.filter([]any{d.ID})
+		if kind == serverFerret { // as in update
+			stored, err := find[messageDoc](ctx, a, queryMessage, filter, 1)
+			if err != nil {
+				return err
+			}
+			if len(stored) == 0 || stored[0].Seq >= d.Seq {
+				continue
+			}
+		} else {
+			filter = append(filter, bson.E{Key: "seq", Value: bson.D{{Key: "$lt", Value: d.Seq}}})
+		}
+		models = append(models, mongo.NewUpdateOneModel().SetFilter(filter).SetUpdate(bson.D{{Key: "$set", Value: bson.D{
+			{Key: "epoch", Value: d.Epoch}, {Key: "seq", Value: d.Seq}, {Key: "timestamp", Value: d.Timestamp},
+			{Key: "tokens", Value: d.Tokens}, {Key: "response_time", Value: d.ResponseTime}, {Key: "model_id", Value: d.ModelID},
+			{Key: "h", Value: d.H}, {Key: "c", Value: d.C}, {Key: "_mt", Value: d.Modified},
+		}}}))
+	}
+	if len(models) == 0 {
+		return nil
+	}
+	ctx, cancel := a.bounded(ctx)
+	defer cancel()
+	_, err = a.db.Collection(colMessages).BulkWrite(ctx, models, options.BulkWrite().SetOrdered(false))
+	_, _, err = sortOut(err)
+	return err
 }
 
 // insert inserts documents regardless of each other and says, by index, which were there already and which were

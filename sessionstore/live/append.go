@@ -139,7 +139,8 @@ func (s *Store) Publish(ctx context.Context, ev sessionstore.Event) error {
 // Readmit writes an event again that this replica has written and Redis has lost since; one that is there is a
 // duplicate. It asks for no token, since that is lost as well. A join takes the session for its admin again and is
 // refused with ErrAssisted if somebody else holds it by now; a leave gives up the hold that it names, if that is still
-// there. Errors: ErrNotFound, ErrEnded, ErrAssisted, ErrAway.
+// there. An answer to questions that were asked and answered anew meanwhile is a duplicate, too. Errors: ErrNotFound,
+// ErrEnded, ErrAssisted, ErrHeld (another answer to them is being produced: come again), ErrAway.
 func (s *Store) Readmit(ctx context.Context, ev sessionstore.Event) (sessionstore.Appended, error) {
 	if ev.Type == sessionstore.TypeAdminJoin {
 		h := Hold{AdminID: ev.Metadata[sessionstore.MetaAdminID], Name: ev.Metadata[sessionstore.MetaName]}

@@ -194,3 +194,49 @@ func TestMayHaveLost_whenRedisIsYoung(t *testing.T) {
 	require.NoError(t, err)
 	assert.False(t, may)
 }
+
+// Beyond B1: Redis has lost questions with their answers; who asked was quicker than who answered, and in another order,
+// so that one answer is to both. The lost answers do not come on top.
+func TestReadmit_addsNoSecondAnswer(t *testing.T) {
+	s := newTestStore(t, nil)
+	ctx := testContext(t)
+	sid := openSession(t, s, "u1")
+	lost := func(q string) sessionstore.Event {
+		return sessionstore.Event{
+			Header: sessionstore.Header{Type: sessionstore.TypeAIResponse, SessionID: sid, MessageID: AnswerID(sid, q), Sender: sessionstore.SenderAI},
+			Body:   sessionstore.Body{Content: "lost", Metadata: map[string]string{sessionstore.MetaAnswers: q}},
+		}
+	}
+	q1, q2 := question(sid, "one"), question(sid, "two")
+	for _, q := range []sessionstore.Append{q2, q1} {
+		_, err := s.Append(ctx, q)
+		require.NoError(t, err)
+	}
+	g, err := s.Acquire(ctx, sid)
+	require.NoError(t, err)
+	require.Len(t, g.Questions, 2)
+	_, err = s.Readmit(ctx, lost(q1.Event.MessageID))
+	require.ErrorIs(t, err, sessionstore.ErrHeld, "an answer to it is on its way")
+	_, _, err = s.Finish(ctx, &g, finalEvent(g))
+	require.NoError(t, err)
+	a, err := s.Readmit(ctx, lost(q1.Event.MessageID))
+	require.NoError(t, err)
+	assert.True(t, a.Duplicate, "it is answered")
+	_, known, err := s.Known(ctx, sid, sessionstore.SenderAI, AnswerID(sid, q1.Event.MessageID))
+	require.NoError(t, err)
+	assert.False(t, known)
+
+	// A question that was not asked again yet gets its answer back, and is not owed another when it comes.
+	q3 := question(sid, "three")
+	a, err = s.Readmit(ctx, lost(q3.Event.MessageID))
+	require.NoError(t, err)
+	assert.False(t, a.Duplicate)
+	_, err = s.Append(ctx, q3)
+	require.NoError(t, err)
+	for range 2 { // the first clears what is owed
+		if _, err = s.Acquire(ctx, sid); err != nil {
+			break
+		}
+	}
+	require.ErrorIs(t, err, sessionstore.ErrNotOwed)
+}
