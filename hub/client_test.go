@@ -214,6 +214,23 @@ func TestClose_leavesNothing(t *testing.T) {
 	}
 }
 
+// A client that was accepted at the last moment may join after the hub has ended; nothing of that remains either.
+func TestJoin_afterTheEndOfTheHub(t *testing.T) {
+	h, err := hub.New(hub.Options{Source: newSource()})
+	require.NoError(t, err)
+	th := &testHub{Hub: h, handler: &handler{closed: make(chan hub.Code, 1)}, accepted: make(chan *hub.Client, 1)}
+	th.url = serveHTTP(t, http.HandlerFunc(th.serve))
+	ctx, cancel := context.WithCancel(t.Context())
+	stopped := make(chan error, 1)
+	go func() { stopped <- h.Run(ctx) }()
+	c, ws := th.dial(t)
+	go func() { _, _, _ = ws.Read(context.Background()) }()
+	cancel()
+	require.NoError(t, <-stopped)
+	require.ErrorIs(t, c.Join("s", hub.Position{}, nil), hub.ErrClosed)
+	require.Zero(t, h.Topics())
+}
+
 func TestClose_ofClientThatWasNeverStarted(t *testing.T) {
 	th := newTestHub(t, hub.Options{})
 	server := make(chan *hub.Client, 1)

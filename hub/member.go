@@ -17,7 +17,11 @@ func (c *Client) Join(topic string, pos Position, live []byte) error {
 		t.members = append(t.members, m)
 	}
 	t.tendLocked()
+	orphan := !t.tending // the hub has ended: nobody will tend it, so nobody else would forget it
 	t.mu.Unlock()
+	if orphan {
+		h.forget(t)
+	}
 	if !ok {
 		return ErrClosed
 	}
