@@ -79,6 +79,10 @@ bench: ## the load generator beside its floor (ARGS="...")
 faults: ## every fault in full length, on demand (RUN=regexp picks tests)
 	@scripts/faults.sh full
 
+.PHONY: faults-short
+faults-short: ## every fault with shortened clocks, on demand (RUN=regexp picks tests)
+	@scripts/faults.sh short
+
 .PHONY: chaos
 chaos: ## random schedules of faults (DURATION=10m; CHATBOX_SEED=n repeats one)
 	@scripts/faults.sh chaos $(or $(DURATION),10m)

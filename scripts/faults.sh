@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The fault tests on real processes.
 #   scripts/faults.sh full         every fault in full length; an hour or two. RUN=<regexp> picks tests
+#   scripts/faults.sh short        every fault with shortened clocks; half an hour or more on two cores
 #   scripts/faults.sh chaos 10m    random schedules for that long; CHATBOX_SEED=<n> repeats one
 # The log with all figures and seeds stays in bin/faults.
 source "$(dirname "$0")/lib.sh"
@@ -15,12 +16,15 @@ full)
   export CHATBOX_FAULTS=full
   args=(-run "${RUN:-.}" -timeout 4h)
   ;;
+short)
+  args=(-run "${RUN:-.}" -timeout 2h)
+  ;;
 chaos)
   export CHATBOX_CHAOS="${2:-10m}"
   args=(-run '^TestChaos$' -timeout 24h)
   ;;
 *)
-  echo "usage: $0 full | chaos DURATION" >&2
+  echo "usage: $0 short | full | chaos DURATION" >&2
   exit 2
   ;;
 esac
