@@ -226,17 +226,21 @@ func TestReadmit_addsNoSecondAnswer(t *testing.T) {
 	require.NoError(t, err)
 	assert.False(t, known)
 
-	// A question that was not asked again yet gets its answer back, and is not owed another when it comes.
-	q3 := question(sid, "three")
-	a, err = s.Readmit(ctx, lost(q3.Event.MessageID))
+	// Questions that were not asked again yet get their answer back, and are not owed another when they come, however
+	// they come: a turn would take them together with those that are owed one.
+	q3, q4 := question(sid, "three"), question(sid, "four")
+	both := lost(q3.Event.MessageID)
+	both.Metadata[sessionstore.MetaAnswers] += " " + q4.Event.MessageID
+	a, err = s.Readmit(ctx, both)
 	require.NoError(t, err)
 	assert.False(t, a.Duplicate)
-	_, err = s.Append(ctx, q3)
-	require.NoError(t, err)
-	for range 2 { // the first clears what is owed
-		if _, err = s.Acquire(ctx, sid); err != nil {
-			break
-		}
+	q5 := question(sid, "five")
+	for _, q := range []sessionstore.Append{q4, q5, q3} {
+		got, err := s.Append(ctx, q)
+		require.NoError(t, err)
+		assert.Equal(t, q.Event.MessageID == q5.Event.MessageID, got.Owed)
 	}
-	require.ErrorIs(t, err, sessionstore.ErrNotOwed)
+	g, err = s.Acquire(ctx, sid)
+	require.NoError(t, err)
+	assert.Equal(t, []string{q5.Event.MessageID}, g.Questions)
 }

@@ -74,7 +74,8 @@ func (p partition) session(sid string) sessionKeys { return sessionKeys(string(p
 //	                      (start-end,…); mc messages, tk tokens, rs rm rn sum, maximum and number of response times;
 //	                      fd when the feed was last told of an event
 //	s:<sid>:log   stream  <seq>-0 -> e, h, c of each durable event
-//	s:<sid>:ids   hash    sender:message_id -> seq
+//	s:<sid>:ids   hash    sender:message_id -> seq; answered:message_id -> seq of the answer, of questions that Redis has
+//	                      lost and whose answer came back first
 //	s:<sid>:ask   zset    message id of a question that the AI owes an answer -> its seq
 //	s:<sid>:gen   hash    the answer being produced: aid, state run|cut|done, tok, attempt, chunk, q questions, qn their
 //	                      seqs, upto, model, calls, tko takeovers, stop; while cut also ck kind of the cause, cid ch cc

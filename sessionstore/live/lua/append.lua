@@ -37,7 +37,8 @@ if ARGV[15] ~= '' then
   changed(S)
 end
 local owed = '0'
-if question ~= '' and S.ow ~= 'human' then
+-- What Redis lost may come back in any order: the answer may be here before its question (readmit.lua).
+if question ~= '' and S.ow ~= 'human' and call('HEXISTS', S.ids, 'answered:' .. question) == 0 then
   owe(S, question, seq, now + tonumber(ARGV[12]))
   owed = '1'
 end

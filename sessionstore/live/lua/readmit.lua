@@ -29,6 +29,9 @@ if ARGV[12] ~= '' then
   local g = call('HMGET', S.gen, 'aid', 'state')
   if g[1] == ARGV[12] and g[2] == 'run' then idle(S) end
   answered(S, ARGV[11])
+  for q in string.gmatch(ARGV[11], '%S+') do -- those that are not here yet are not owed an answer when they come
+    if call('HEXISTS', S.ids, 'user:' .. q) == 0 then call('HSET', S.ids, 'answered:' .. q, seq) end
+  end
 end
 if ARGV[15] ~= '' and S.ow == 'human' and call('HGET', S.key, 'fence') == ARGV[15] then back(S) end
 return { 'OK', S.e, seq }
