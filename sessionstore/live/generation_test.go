@@ -221,6 +221,41 @@ func TestAcquire_ofAnAnswerThatIsThereOnlyClears(t *testing.T) {
 	assert.Zero(t, dueAt(t, s, "ask", sid))
 }
 
+// Redis has lost an answer's end, so that it seems to run, and gets it back from MongoDB: that ends it. Else it would be
+// produced again and again, its end would be a duplicate each time, and no later question would ever be answered.
+func TestAcquire_endsAnAnswerWhoseEndHasComeBack(t *testing.T) {
+	for name, notice := range map[string]func(*testing.T, *Store, *sessionstore.Generation){
+		"by who takes it over": func(t *testing.T, s *Store, g *sessionstore.Generation) {
+			require.NoError(t, s.Release(testContext(t), g))
+			_, err := s.Acquire(testContext(t), g.SessionID)
+			require.ErrorIs(t, err, sessionstore.ErrNotOwed)
+		},
+		"by who finishes it": func(t *testing.T, s *Store, g *sessionstore.Generation) {
+			a, _, err := s.Finish(testContext(t), g, finalEvent(*g))
+			require.NoError(t, err)
+			require.True(t, a.Duplicate)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newTestStore(t, nil)
+			ctx := testContext(t)
+			sid := openSession(t, s, "u1")
+			ask(t, s, sid, "first")
+			g, err := s.Acquire(ctx, sid)
+			require.NoError(t, err)
+			require.NoError(t, s.Restore(ctx, sid, sessionstore.SenderAI, g.AnswerID, 3))
+			notice(t, s, &g)
+			assert.Zero(t, dueAt(t, s, "gen", sid))
+			second := ask(t, s, sid, "second")
+			g, err = s.Acquire(ctx, sid)
+			require.NoError(t, err)
+			assert.Equal(t, []string{second}, g.Questions)
+			_, _, err = s.Finish(ctx, &g, finalEvent(g))
+			require.NoError(t, err)
+		})
+	}
+}
+
 func TestAcquire_ofARegenerationNamesWhatItReplaces(t *testing.T) {
 	s := newTestStore(t, nil)
 	ctx := testContext(t)

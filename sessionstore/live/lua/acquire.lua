@@ -12,7 +12,7 @@ if not S then
 end
 if S.st ~= 'active' then return { 'ENDED' } end
 local due = 'gen:' .. S.id
-local g = call('HMGET', S.gen, 'state', 'qn', 'tok')
+local g = call('HMGET', S.gen, 'state', 'qn', 'tok', 'aid', 'q')
 
 local function answer(seqs)
   local heads = {}
@@ -29,6 +29,12 @@ end
 if g[1] == 'cut' then return { 'SETTLE' } end
 if S.ow == 'human' then return { 'ASSISTED' } end
 if g[1] == 'run' then
+  -- Its end had been lost and came back, from MongoDB or from its author: there is nothing left to produce.
+  if g[4] and call('HEXISTS', S.ids, 'ai:' .. g[4]) == 1 then
+    idle(S)
+    answered(S, g[5])
+    return { 'CLEARED' }
+  end
   if g[3] == ARGV[9] then return answer(g[2] or '') end -- the reply to this very call was lost
   local deadline = call('ZSCORE', KEYS[3], due)
   if deadline and now < tonumber(deadline) then return { 'HELD' } end

@@ -7,9 +7,16 @@
 local S = session()
 if not S then return { 'NOTFOUND' } end
 local known = call('HGET', S.ids, ARGV[7])
-if known then return { 'DUP', S.e, known, call('ZCARD', S.ask) > 0 and '1' or '0' } end
-if S.st ~= 'active' then return { 'ENDED' } end
 local g = call('HMGET', S.gen, 'tok', 'attempt', 'chunk', 'q')
+if known then
+  -- Not written by this producer, or it would hold no token: its end came back from elsewhere.
+  if S.st == 'active' and g[1] and g[1] == ARGV[10] then
+    idle(S)
+    answered(S, g[4])
+  end
+  return { 'DUP', S.e, known, call('ZCARD', S.ask) > 0 and '1' or '0' }
+end
+if S.st ~= 'active' then return { 'ENDED' } end
 if g[1] ~= ARGV[10] then return { 'FENCED' } end
 if g[2] ~= ARGV[11] or g[3] ~= ARGV[12] then return { 'GAP' } end
 local seq = emit(S, ARGV[7], ARGV[8], ARGV[9], 1)
