@@ -226,11 +226,13 @@ func TestAcquire_ofAnAnswerThatIsThereOnlyClears(t *testing.T) {
 func TestAcquire_endsAnAnswerWhoseEndHasComeBack(t *testing.T) {
 	for name, notice := range map[string]func(*testing.T, *Store, *sessionstore.Generation){
 		"by who takes it over": func(t *testing.T, s *Store, g *sessionstore.Generation) {
+			t.Helper()
 			require.NoError(t, s.Release(testContext(t), g))
 			_, err := s.Acquire(testContext(t), g.SessionID)
 			require.ErrorIs(t, err, sessionstore.ErrNotOwed)
 		},
 		"by who finishes it": func(t *testing.T, s *Store, g *sessionstore.Generation) {
+			t.Helper()
 			a, _, err := s.Finish(testContext(t), g, finalEvent(*g))
 			require.NoError(t, err)
 			require.True(t, a.Duplicate)
