@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 
 	"github.com/real-rm/chatbox/hub"
@@ -123,7 +122,6 @@ type Signaler interface{ Signal(m sessionstore.Message) }
 type delivery struct {
 	hub   *hub.Hub
 	turns Signaler
-	log   *slog.Logger
 }
 
 // Message delivers one event.

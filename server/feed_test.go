@@ -204,7 +204,7 @@ func TestEnded_whileASocketIsBeingOpened(t *testing.T) {
 // Turns hear of everything that the bus brings, also in sessions that have no socket here.
 func TestDelivery_signalsTheTurnsOfSessionsWithoutSockets(t *testing.T) {
 	r := newReplica(t)
-	d := delivery{hub: r.hub, turns: r.turns, log: r.log}
+	d := delivery{hub: r.hub, turns: r.turns}
 	stop := event(0, sessionstore.Header{Type: sessionstore.TypeStop}, "")
 	d.Message(stop)
 	ended := event(9, sessionstore.Header{Type: sessionstore.TypeEnded}, "")

@@ -194,7 +194,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.hub.Run(ctx) })
 	g.Go(func() error {
-		return s.deps.Live.RunBus(ctx, delivery{hub: s.hub, turns: s.deps.Turns, log: s.log})
+		return s.deps.Live.RunBus(ctx, delivery{hub: s.hub, turns: s.deps.Turns})
 	})
 	g.Go(func() error { return s.keepPresence(ctx) })
 	g.Go(func() error { return s.sweepTails(ctx) })

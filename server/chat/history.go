@@ -120,25 +120,13 @@ func (h *History) open(ctx context.Context, sessionID string, stored []sessionst
 	}
 	events := make([]sessionstore.Event, 0, len(stored))
 	for _, s := range stored {
-		ev, err := openStored(key, s)
+		ev, err := key.OpenEvent(sessionID, s)
 		if err != nil {
 			return nil, err
 		}
 		events = append(events, ev)
 	}
 	return events, nil
-}
-
-func openStored(key seal.DataKey, s sessionstore.Stored) (sessionstore.Event, error) {
-	head, err := sessionstore.ParseFrame(sessionstore.Frame(s.Seq, s.H, nil))
-	if err != nil {
-		return head, fmt.Errorf("read stored event %d of %s: %w", s.Seq, s.SessionID, err)
-	}
-	body, err := key.Open(s.C, seal.MessageAD(s.SessionID, head.MessageID))
-	if err != nil {
-		return head, fmt.Errorf("open stored event %d of %s: %w", s.Seq, s.SessionID, err)
-	}
-	return sessionstore.ParseFrame(sessionstore.Frame(s.Seq, s.H, body))
 }
 
 // contextEvents is how many events a model's context is made of at the most; trimming to a model's window is

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/real-rm/chatbox/sessionstore"
-	"github.com/real-rm/chatbox/sessionstore/seal"
 )
 
 // Rebuild makes a session anew from its MongoDB document and its last events, ascending, if Redis has lost it. Its
@@ -43,7 +42,7 @@ func (s *Store) rebuild(ctx context.Context, doc sessionstore.SessionDoc, events
 	records := make([]any, 0, 5*len(events))
 	var answered []string
 	for _, e := range events {
-		ev, err := openStored(f.key, sid, e)
+		ev, err := f.key.OpenEvent(sid, e)
 		if err != nil {
 			return err
 		}
@@ -71,23 +70,6 @@ func (s *Store) rebuild(ctx context.Context, doc sessionstore.SessionDoc, events
 		return &sessionstore.ActiveError{SessionID: r.str(1)}
 	}
 	return nil
-}
-
-// openStored opens a stored event.
-func openStored(key seal.DataKey, sid string, e sessionstore.Stored) (sessionstore.Event, error) {
-	head, err := sessionstore.ParseFrame(sessionstore.Frame(e.Seq, e.H, nil))
-	if err != nil {
-		return head, fmt.Errorf("read header of event %d: %w", e.Seq, err)
-	}
-	body, err := key.Open(e.C, seal.MessageAD(sid, head.MessageID))
-	if err != nil {
-		return head, fmt.Errorf("open event %d: %w", e.Seq, err)
-	}
-	ev, err := sessionstore.ParseFrame(sessionstore.Frame(e.Seq, e.H, body))
-	if err != nil {
-		return ev, fmt.Errorf("read event %d: %w", e.Seq, err)
-	}
-	return ev, nil
 }
 
 // docFields are the fields of the session hash that come from its document, without those that rebuild.lua sets.

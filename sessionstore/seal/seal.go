@@ -133,6 +133,23 @@ func (d DataKey) Open(sealed, ad []byte) ([]byte, error) {
 	return plain, nil
 }
 
+// OpenEvent reads a stored event of a session, body included. A body that cannot be opened is ErrUnsealed.
+func (d DataKey) OpenEvent(sessionID string, e sessionstore.Stored) (sessionstore.Event, error) {
+	head, err := sessionstore.ParseFrame(sessionstore.Frame(e.Seq, e.H, nil))
+	if err != nil {
+		return head, fmt.Errorf("read header of event %d of %s: %w", e.Seq, sessionID, err)
+	}
+	body, err := d.Open(e.C, MessageAD(sessionID, head.MessageID))
+	if err != nil {
+		return head, fmt.Errorf("open event %d of %s: %w", e.Seq, sessionID, err)
+	}
+	ev, err := sessionstore.ParseFrame(sessionstore.Frame(e.Seq, e.H, body))
+	if err != nil {
+		return ev, fmt.Errorf("read event %d of %s: %w", e.Seq, sessionID, err)
+	}
+	return ev, nil
+}
+
 func (d DataKey) id() (id [keyIDSize]byte) {
 	sum := sha256.Sum256(d[:])
 	copy(id[:], sum[:])
