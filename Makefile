@@ -48,6 +48,8 @@ $(LINT):
 	GOBIN="$(CURDIR)/bin/tmp" GOFLAGS= go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
 	@mv bin/tmp/golangci-lint $(LINT) && rmdir bin/tmp
 
+# A cache of its own for each checkout: results that name files of another one, gone by now, fail here.
+lint: export GOLANGCI_LINT_CACHE := $(CURDIR)/bin/lint-cache
 .PHONY: lint
 lint: $(LINT) ## golangci-lint, all light modules
 	$(LINT) run ./...
