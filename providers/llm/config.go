@@ -28,6 +28,12 @@ const (
 	developerRole         = "developer"
 )
 
+// Interfaces of OpenAI.
+const (
+	APIChat      = "chat"      // Chat Completions
+	APIResponses = "responses" // Responses, which reads more kinds of files and returns generated ones
+)
+
 // Ways in which a server goes on after the beginning of an answer.
 const (
 	ContinuePrefix       = "prefix"        // the last message is marked with prefix (DeepSeek, Mistral)
@@ -54,6 +60,14 @@ type Config struct {
 	SystemRole     string // "system" or "developer". Empty: the first
 	Continue       string // how to go on after the beginning of an answer: ContinuePrefix, ContinueFinalMessage. Empty: not at all
 	Headers        map[string]string
+
+	API      string            // of TypeOpenAI: APIChat or APIResponses. Empty: the first, which all compatible servers speak
+	Hosts    []string          // of TypeDify: hosts besides Endpoint's that files of answers may be fetched from
+	Inputs   map[string]string // of TypeDify: the app's variables
+	Fallback []string          // ids of models that are asked in this order when this one cannot answer
+	Vision   bool              // it can look at images
+	Audio    bool              // it can listen to recordings
+	Files    []string          // what else it can read: extensions without the dot
 
 	ContextTokens int // what the model can read, in tokens. 0: unknown
 	MaxOutput     int // what it may write, in tokens. 0: the provider's own limit

@@ -109,7 +109,7 @@ func TestLimits_slowReceiver_isNotHeldAgainstTheProvider(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestSet(t, "http://llm.test", once, transport(script(step{text: content("a")}, step{after: time.Second, text: content("b")},
 			step{after: time.Second, text: stopped + ending})))
-		_, err := s.Stream(t.Context(), Request{Messages: []Message{{RoleUser, "hi"}}}, Observer{}, func(Delta) error {
+		_, err := s.Stream(t.Context(), Request{Messages: []Message{{Role: RoleUser, Content: "hi"}}}, Observer{}, func(Delta) error {
 			time.Sleep(200 * time.Second)
 			return nil
 		})

@@ -19,6 +19,7 @@ package llm
 
 import (
 	"context"
+	"io"
 	"time"
 )
 
@@ -36,6 +37,25 @@ const (
 type Message struct {
 	Role    Role
 	Content string
+	Files   []File // of RoleUser only; they stand before Content
+}
+
+// File is something besides text: what a user shows to a model, or what a model has made.
+type File struct {
+	Name string // with its extension, for people; may be empty
+	MIME string // such as "image/png"; empty: unknown
+	// URL is where the file is. Of a request: where the provider may fetch it. Of an answer: where the provider says
+	// it is, an address that nobody has checked. Empty: there is only Open.
+	URL string
+	// Open reads the file from the user's store, or from the provider with the provider's key. It may be called again.
+	// nil: there is only URL.
+	Open func(ctx context.Context) (io.ReadCloser, error)
+}
+
+// Conversation is what a provider remembers by itself.
+type Conversation struct {
+	ID   string // the provider's; empty: none yet
+	Seen int    // so many of Request.Messages, from the first, are known to it
 }
 
 // Request is one question to a model.
@@ -48,25 +68,32 @@ type Request struct {
 	User string
 	// MaxOutput limits the answer, in tokens. 0: the provider entry's limit, else the provider's own.
 	MaxOutput int
+	// Conversations is what providers remember of this session, by id of Set.Models. Only those that keep the
+	// conversation themselves (Dify) read it; without an entry they are given all of it.
+	Conversations map[string]Conversation
 	// Continue says that the last message is the beginning of the answer, and that only what follows it is wanted. It
 	// may be set for models of which Set.Continues is true.
 	Continue bool
 }
 
-// Delta is a piece of an answer. Text is never empty.
+// Delta is a piece of an answer: a text, or a file.
 type Delta struct {
-	Text    string
-	Replace bool // Text replaces all that was emitted before
+	Text    string // empty only with File, or with Replace where the provider has taken everything back
+	Replace bool   // Text replaces all text that was emitted before
+	File    *File  // made by the model; its Open works until Stream has returned and for a minute after that
 }
 
 // Usage is what a request cost, in tokens.
 type Usage struct {
 	In, Out, Total int64
-	Estimated      bool // at least a part is not the provider's own count
+	Cached         int64 // the part of In that the provider read from its cache
+	Estimated      bool  // at least a part is not the provider's own count
 }
 
-func (u Usage) plus(v Usage) Usage {
-	return Usage{In: u.In + v.In, Out: u.Out + v.Out, Total: u.Total + v.Total, Estimated: u.Estimated || v.Estimated}
+// Plus adds what another request cost.
+func (u Usage) Plus(v Usage) Usage {
+	return Usage{In: u.In + v.In, Out: u.Out + v.Out, Total: u.Total + v.Total, Cached: u.Cached + v.Cached,
+		Estimated: u.Estimated || v.Estimated}
 }
 
 // Finish says how an answer ended.
@@ -84,8 +111,12 @@ const (
 type Result struct {
 	Finish    Finish
 	Usage     Usage
-	Model     string // Chatbox id of the model that answered
+	Model     string // Chatbox id of the model that answered, which may be a fallback of the one that was asked
 	RequestID string // the provider's id of the request, for its support
+
+	// Conversation is the provider's id of the conversation that this answer belongs to, to be given back with the
+	// session's next request to the same model. Empty: the provider keeps none.
+	Conversation string
 
 	FirstToken time.Duration // from the request to the first visible text; 0: there was none
 	Duration   time.Duration // from the request to its end
@@ -106,7 +137,10 @@ type Provider interface {
 type Model struct {
 	ID       string
 	Name     string
-	Provider string // type of its provider, such as "openai"
+	Provider string   // type of its provider, such as "openai"
+	Vision   bool     // it can look at images
+	Audio    bool     // it can listen to recordings
+	Files    []string // what else it can read: extensions without the dot, such as "pdf"
 }
 
 // EstimateTokens guesses the number of tokens of a text: three for each four characters of Chinese, Japanese or

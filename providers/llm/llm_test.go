@@ -36,7 +36,7 @@ func TestEstimateTokens_bounds(t *testing.T) {
 
 // Beyond B8: where a model counts otherwise than our rule, what it reports corrects what we estimate.
 func TestEstimates_learnFromWhatTheModelReports(t *testing.T) {
-	question := Request{Messages: []Message{{RoleUser, strings.Repeat("word ", 80)}}}
+	question := Request{Messages: []Message{{Role: RoleUser, Content: strings.Repeat("word ", 80)}}}
 	estimate := estimatePrompt(question.Messages)
 	p := &fakeProvider{}
 	for range 3 {

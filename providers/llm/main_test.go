@@ -83,7 +83,7 @@ func (o outcome) kind() Kind { return KindOf(o.err) }
 
 // ask sends one question and collects what comes back.
 func ask(ctx context.Context, s *Set, question string) outcome {
-	return send(ctx, s, Request{Messages: []Message{{RoleUser, question}}})
+	return send(ctx, s, Request{Messages: []Message{{Role: RoleUser, Content: question}}})
 }
 
 func send(ctx context.Context, s *Set, req Request) (o outcome) {

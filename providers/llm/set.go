@@ -39,6 +39,8 @@ type SetOptions struct {
 type Observer struct {
 	// Attempt is called as soon as it is decided to try again: try is 2 or 3, err why. The wait comes after it.
 	Attempt func(try int, err error)
+	// Fallback is called as soon as it is decided to ask another model, which begins with try 1: err is why.
+	Fallback func(model string, err error)
 	// Book is called right before each request leaves. An error keeps it from leaving and is returned unchanged.
 	Book func(ctx context.Context, model string) error
 }
@@ -187,7 +189,7 @@ func (s *Set) Stream(ctx context.Context, req Request, obs Observer, emit func(D
 			e.tokens.learn(res.Usage.In, estimatePrompt(req.Messages))
 		}
 		s.report(ctx, e.config, try, res, err)
-		spent = spent.plus(res.Usage)
+		spent = spent.Plus(res.Usage)
 		res.Model, res.Usage, res.Attempts = req.Model, spent, try
 		if err == nil {
 			return res, nil

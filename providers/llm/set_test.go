@@ -72,7 +72,7 @@ func TestSet_retriesOnlyBeforeTheFirstVisibleToken(t *testing.T) {
 				continue
 			}
 			want++
-			usage = usage.plus(tn.usage)
+			usage = usage.Plus(tn.usage)
 			for _, s := range tn.texts {
 				wantText += s
 			}
@@ -177,7 +177,7 @@ func TestSet_bookRefuses_nothingLeaves(t *testing.T) {
 		}
 		return nil
 	}}
-	res, err := s.Stream(t.Context(), Request{Messages: []Message{{RoleUser, "!error 500"}}}, obs, nil)
+	res, err := s.Stream(t.Context(), Request{Messages: []Message{{Role: RoleUser, Content: "!error 500"}}}, obs, nil)
 	require.Equal(t, errTest, err, "unchanged")
 	require.Equal(t, 1, res.Attempts)
 	require.Len(t, f.Requests(), 1)
@@ -223,7 +223,7 @@ func TestSet_resolvesModels(t *testing.T) {
 		{ID: "flow", Type: TypeDify, APIKey: testKey},
 	}, Transport: always(200, content("Hello")+stopped+ending)})
 	require.NoError(t, err, "settings of a later version still load")
-	require.Equal(t, []Model{{"first", "First", "openai"}, {"second", "second", "openai"}}, s.Models())
+	require.Equal(t, []Model{{ID: "first", Name: "First", Provider: "openai"}, {ID: "second", Name: "second", Provider: "openai"}}, s.Models())
 	require.Equal(t, "first", s.Default())
 	require.True(t, s.Has("second"))
 	require.False(t, s.Has("claude"))
@@ -295,7 +295,7 @@ func TestSet_manyAtOnce_doNotDisturbEachOther(t *testing.T) {
 
 func TestSet_emitErrorBeforeAnyOther_isNotRetried(t *testing.T) {
 	f, s := newFake(t)
-	_, err := s.Stream(t.Context(), Request{Messages: []Message{{RoleUser, "!cut 3"}}}, Observer{}, func(Delta) error { return errTest })
+	_, err := s.Stream(t.Context(), Request{Messages: []Message{{Role: RoleUser, Content: "!cut 3"}}}, Observer{}, func(Delta) error { return errTest })
 	require.Equal(t, errTest, err)
 	require.Len(t, f.Requests(), 1)
 	require.Empty(t, KindOf(err))

@@ -170,7 +170,7 @@ func terminal(stream string) int {
 func TestStream_emitFails_endsTheRequestWithItsError(t *testing.T) {
 	f, s := newFake(t)
 	n := 0
-	res, err := s.Stream(t.Context(), Request{Messages: []Message{{RoleUser, "!tokens 1000 5ms"}}}, Observer{}, func(Delta) error {
+	res, err := s.Stream(t.Context(), Request{Messages: []Message{{Role: RoleUser, Content: "!tokens 1000 5ms"}}}, Observer{}, func(Delta) error {
 		if n++; n == 2 {
 			return errTest
 		}
@@ -198,7 +198,7 @@ func TestStream_emitsEachDeltaBeforeTheNextIsSent(t *testing.T) {
 		}
 		_, _ = io.WriteString(w, stopped+ending)
 	})))
-	_, err := s.Stream(t.Context(), Request{Messages: []Message{{RoleUser, "hi"}}}, Observer{}, func(d Delta) error {
+	_, err := s.Stream(t.Context(), Request{Messages: []Message{{Role: RoleUser, Content: "hi"}}}, Observer{}, func(d Delta) error {
 		got <- d.Text
 		return nil
 	})
@@ -221,7 +221,7 @@ func TestUsage_ofAnAnswerThatIsStopped_isEstimatedWithinAFifthOfTheBill(t *testi
 		f.Reset()
 		ctx, cancel := context.WithCancel(t.Context())
 		n := 0
-		res, err := s.Stream(ctx, Request{Messages: []Message{{RoleSystem, prompt}, {RoleUser, command}}}, Observer{}, func(Delta) error {
+		res, err := s.Stream(ctx, Request{Messages: []Message{{Role: RoleSystem, Content: prompt}, {Role: RoleUser, Content: command}}}, Observer{}, func(Delta) error {
 			if n++; n == 60 && strings.HasPrefix(command, "!stallmid") {
 				cancel()
 			}
@@ -263,7 +263,7 @@ func TestRequest_saysWhatTheProviderExpects(t *testing.T) {
 		o.Providers[0].MaxOutput = 100
 	})
 	req := Request{Model: "m", User: "u-1", MaxOutput: 200, Messages: []Message{
-		{RoleSystem, "Be brief."}, {RoleUser, "One"}, {RoleAssistant, "Two"}, {RoleUser, "!echo"}}}
+		{Role: RoleSystem, Content: "Be brief."}, {Role: RoleUser, Content: "One"}, {Role: RoleAssistant, Content: "Two"}, {Role: RoleUser, Content: "!echo"}}}
 	o := send(t.Context(), s, req)
 	require.NoError(t, o.err)
 	require.JSONEq(t, `[{"role":"system","content":"Be brief."},{"role":"user","content":"One"},
@@ -285,7 +285,7 @@ func TestRequest_forOlderServers_leavesOutWhatTheyRefuse(t *testing.T) {
 		o.Providers[0].MaxTokensField = "max_tokens"
 		o.Providers[0].SystemRole = "developer"
 	})
-	o := send(t.Context(), s, Request{MaxOutput: 7, Messages: []Message{{RoleSystem, "S"}, {RoleUser, "!tokens 3"}}})
+	o := send(t.Context(), s, Request{MaxOutput: 7, Messages: []Message{{Role: RoleSystem, Content: "S"}, {Role: RoleUser, Content: "!tokens 3"}}})
 	require.NoError(t, o.err)
 	require.True(t, o.Usage.Estimated)
 	require.JSONEq(t, `{"model":"upstream-1","stream":true,"max_tokens":7,
@@ -302,7 +302,7 @@ func TestRequest_continuing_marksTheBeginningOfTheAnswer(t *testing.T) {
 		t.Run(way, func(t *testing.T) {
 			f, s := newFake(t, func(o *SetOptions) { o.Providers[0].Continue = way })
 			require.True(t, s.Continues("m"))
-			o := send(t.Context(), s, Request{Continue: true, Messages: []Message{{RoleUser, "!tokens 3"}, {RoleAssistant, "t1 t2"}}})
+			o := send(t.Context(), s, Request{Continue: true, Messages: []Message{{Role: RoleUser, Content: "!tokens 3"}, {Role: RoleAssistant, Content: "t1 t2"}}})
 			require.NoError(t, o.err)
 			require.JSONEq(t, want, string(f.Requests()[0].Body))
 		})
