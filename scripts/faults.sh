@@ -3,13 +3,14 @@
 #   scripts/faults.sh full         every fault in full length; an hour or two. RUN=<regexp> picks tests
 #   scripts/faults.sh short        every fault with shortened clocks; half an hour or more on two cores
 #   scripts/faults.sh chaos 10m    random schedules for that long; CHATBOX_SEED=<n> repeats one
-# The log with all figures and seeds stays in bin/faults.
+# The log with all figures and seeds stays in bin/faults, as do the replicas' logs of tests that fail.
 source "$(dirname "$0")/lib.sh"
 
 scripts/services.sh
 export CHATBOX_REQUIRE_SERVICES=1
 mkdir -p bin/faults
 log="bin/faults/$1-$(date -u +%Y%m%dT%H%M%SZ).log"
+export CHATBOX_KEEP_LOGS="$PWD/bin/faults" # of replicas, when a test fails
 
 case $1 in
 full)

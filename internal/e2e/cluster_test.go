@@ -278,8 +278,22 @@ func (c *cluster) startReplica(i int, bin string) {
 		}
 		if c.t.Failed() {
 			c.t.Logf("warnings of %s:\n%s", p.Name, warnings(log))
+			keepLog(c.t, p.Name, log)
 		}
 	})
+}
+
+// keepLog keeps the log of a replica of a test that has failed, in the folder that CHATBOX_KEEP_LOGS names, if any.
+func keepLog(t testing.TB, replica string, log []byte) {
+	t.Helper()
+	dir := os.Getenv("CHATBOX_KEEP_LOGS")
+	if dir == "" {
+		return
+	}
+	name := strings.ReplaceAll(t.Name(), "/", "-") + fmt.Sprintf("-%s-%d.log", replica, time.Now().UnixNano())
+	if err := os.WriteFile(filepath.Join(dir, name), log, 0o600); err != nil {
+		t.Logf("log of %s not kept: %v", replica, err)
+	}
 }
 
 // warnings returns the last lines of a log that somebody should look at.

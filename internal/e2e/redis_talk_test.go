@@ -7,8 +7,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -173,7 +175,16 @@ func (cr *crowd) finish(ctx context.Context, i int) error {
 			_ = u.write(ctx, map[string]any{"type": "ping", "last_seq": u.at()})
 		}
 	}
-	return fmt.Errorf("%s: something is never acknowledged or answered: %w", u.id, ctx.Err())
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	var unanswered []string
+	for id, seq := range u.acked {
+		if u.answerTo(id) == nil {
+			unanswered = append(unanswered, fmt.Sprintf("%s (seq %d)", id, seq))
+		}
+	}
+	return fmt.Errorf("%s in session %s: never acknowledged: %v, never answered: %v, at seq %d, close code %d, last error %+v: %w",
+		u.id, u.sessionID, slices.Collect(maps.Keys(u.own)), unanswered, u.seq, u.closed, u.last("error"), ctx.Err())
 }
 
 // online connects a user who is not. It returns false when that did not work this time.
