@@ -351,12 +351,12 @@ func (f *fakeLive) Restore(context.Context, string, sessionstore.Sender, string,
 	return nil
 }
 
-func (f *fakeLive) Before(_ context.Context, sid string, before int64, limit int) ([]sessionstore.Event, error) {
+func (f *fakeLive) Before(_ context.Context, sid string, before int64, limit int) ([]sessionstore.Event, int64, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	b := f.sessions[sid]
 	if b == nil {
-		return nil, sessionstore.ErrNotFound
+		return nil, 0, sessionstore.ErrNotFound
 	}
 	var out []sessionstore.Event
 	for _, ev := range b.events {
@@ -364,5 +364,5 @@ func (f *fakeLive) Before(_ context.Context, sid string, before int64, limit int
 			out = append(out, ev)
 		}
 	}
-	return out[max(0, len(out)-limit):], nil
+	return out[max(0, len(out)-limit):], b.Seq, nil
 }

@@ -23,6 +23,7 @@ type Events interface {
 type feed struct {
 	events  Events
 	revival Reviver
+	whole   *whole
 }
 
 var _ hub.Source = feed{}
@@ -55,6 +56,7 @@ func (f feed) Read(ctx context.Context, topic string, pos hub.Position) (hub.Pag
 		page.Running = &running
 	}
 	if p.Snapshot {
+		f.whole.complete(ctx, topic, &p)
 		frames := make([][]byte, len(p.Messages))
 		for i, m := range p.Messages {
 			frames[i] = m.Frame

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -61,7 +62,7 @@ func TestHubMessage_ofEveryKind(t *testing.T) {
 func pageOf(p sessionstore.Page, err error) feed {
 	f := newFakeLive()
 	f.ReadFn = func(context.Context, string, sessionstore.Position) (sessionstore.Page, error) { return p, err }
-	return feed{f, fakeReviver(func(string, string) error { return sessionstore.ErrNotFound })}
+	return feed{f, fakeReviver(func(string, string) error { return sessionstore.ErrNotFound }), newWhole(noTranscripts{}, &health{}, slog.New(slog.DiscardHandler))}
 }
 
 func TestFeed_readsAPageMessageByMessage(t *testing.T) {

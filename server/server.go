@@ -154,7 +154,7 @@ func New(deps Deps) (*Server, error) {
 	s.addrs.most = deps.Options.PerAddress
 	s.revival = prompt{deps.Revival, &s.health}
 	h, err := hub.New(hub.Options{
-		Source: feed{deps.Live, s.revival}, QueueBytes: s.opts.QueueBytes, MaxFrame: protocol.MaxFrame, WriteWait: s.opts.WriteWait,
+		Source: feed{deps.Live, s.revival, newWhole(deps.History, &s.health, s.log.With("component", "feed"))}, QueueBytes: s.opts.QueueBytes, MaxFrame: protocol.MaxFrame, WriteWait: s.opts.WriteWait,
 		Idle: s.opts.Idle, PingEvery: s.opts.PingEvery, Log: s.log.With("component", "hub"),
 	})
 	if err != nil {

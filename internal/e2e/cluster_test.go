@@ -364,8 +364,8 @@ func (nothing) Find(context.Context, string, sessionstore.Sender, string) (sessi
 	return sessionstore.Event{}, false, nil
 }
 
-func (nothing) Before(context.Context, string, int64, int) ([]sessionstore.Event, error) {
-	return nil, sessionstore.ErrNotFound
+func (nothing) Before(context.Context, string, int64, int) ([]sessionstore.Event, int64, error) {
+	return nil, 0, sessionstore.ErrNotFound
 }
 
 // flushed waits until MongoDB has the session up to seq.

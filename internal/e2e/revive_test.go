@@ -346,21 +346,17 @@ func TestAuthored_lostAnswerIsWrittenAgain(t *testing.T) {
 	assert.Len(t, c.llm.Requests(), calls+1, "the model was asked again for an answer that somebody had")
 }
 
-// Beyond B2, B7: a promoted replica lacks a question and its answer, both of which MongoDB has. The client sends the
-// question again, and gets the first number back; Redis gets both back, in their places, and nothing is answered twice.
-func TestResent_whatOnlyMongoDBHasIsPutBack(t *testing.T) {
-	c := start(t, options{env: quick})
-	u := c.online("sender", 0)
+// lostTail lets a user ask two questions and then does what a promoted replica does that lacks the second one and its
+// answer, both of which MongoDB has, and nobody else: their author has died, and the user is not there. It returns the
+// second question.
+func (c *cluster) lostTail(u *user) (question string) {
+	t := c.t.(*testing.T)
+	t.Helper()
 	asks(t, u, "!tokens 3")
-	u.mu.Lock()
-	at := u.seq
-	u.mu.Unlock()
-	question := asks(t, u, "!tokens 4")
-	u.mu.Lock()
-	first, seq := u.acked[question], u.seq
-	u.mu.Unlock()
+	at := u.at()
+	question = asks(t, u, "!tokens 4")
+	seq := u.at()
 	c.flushed(u.sessionID, seq)
-	// Let the author forget the answer, too, so that only MongoDB has it.
 	require.Eventually(t, func() bool {
 		d, _ := c.client.HGet(t.Context(), "rt:{"+u.sessionID[:3]+"}:s:"+u.sessionID, "d").Int64()
 		return d >= seq
@@ -370,13 +366,58 @@ func TestResent_whatOnlyMongoDBHasIsPutBack(t *testing.T) {
 		c.kill(i)
 		c.startReplica(i, binary(t))
 	}
-	calls := len(c.llm.Requests())
+	settled(t, c)
 	c.tail(u.sessionID, at)
+	return question
+}
+
+// Beyond B2, I4: a promoted replica lacks a question and its answer, both of which MongoDB has, and the session has gone
+// on since. Whoever comes back sees both in their places, and so does the model.
+func TestSnapshot_hasWhatOnlyMongoDBHas(t *testing.T) {
+	c := start(t, options{env: quick})
+	u := c.online("reader", 0)
+	question := c.lostTail(u)
+	tab := c.online("reader", 2) // another device, which knows nothing of it and talks on
+	require.Equal(t, u.sessionID, tab.sessionID)
+	asks(t, tab, "!echo")
+	requests := c.llm.Requests()
+	asked := requests[len(requests)-1].Messages
+	require.Len(t, asked, 5, "the model is given what only MongoDB has")
+	require.NoError(t, u.connect(t.Context(), c.direct(1)))
+	require.NoError(t, u.untilLive(t.Context()))
+	for _, who := range []*user{u, tab} {
+		who.mu.Lock()
+		assert.Empty(t, who.own, "%s has nothing to send again", who.id)
+		assert.NotNil(t, who.answerTo(question), "the answer is not there")
+		who.mu.Unlock()
+	}
+	c.same(t, u, tab)
+}
+
+// Beyond B2, B7: a promoted replica lacks a question and its answer, both of which MongoDB has, but cannot be asked for
+// when the client comes back. The client sends the question again, and gets the first number back; Redis gets both back,
+// in their places, and nothing is answered twice.
+func TestResent_whatOnlyMongoDBHasIsPutBack(t *testing.T) {
+	c := start(t, options{env: quick, farMongo: true})
+	u := c.online("sender", 0)
+	question := c.lostTail(u)
+	u.mu.Lock()
+	first := u.acked[question]
+	u.mu.Unlock()
+	calls := len(c.llm.Requests())
+	c.mongoLink.Cut()
+	for i := range c.replicas {
+		require.Eventually(t, func() bool { _, status := c.readiness(i); return status == "degraded" }, 15*time.Second, 50*time.Millisecond)
+	}
 	require.NoError(t, u.connect(t.Context(), c.direct(1)))
 	require.NoError(t, u.untilLive(t.Context()))
 	u.mu.Lock()
 	assert.Contains(t, u.own, question, "the fault did not happen: the snapshot has the question")
 	u.mu.Unlock()
+	require.NoError(t, c.mongoLink.Heal())
+	for i := range c.replicas {
+		require.Eventually(t, func() bool { _, status := c.readiness(i); return status != "degraded" }, 15*time.Second, 50*time.Millisecond)
+	}
 	require.NoError(t, u.resend(t.Context()))
 	require.NoError(t, u.until(t.Context(), 15*time.Second, "the ack", func() bool { return u.acked[question] > 0 }))
 	require.NoError(t, u.untilAnswered(t.Context(), question, 15*time.Second))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/real-rm/chatbox/sessionstore"
 	"github.com/real-rm/chatbox/sessionstore/seal"
@@ -11,7 +12,7 @@ import (
 
 // LiveHistory is what History needs of Redis: the newest events, those that are not in MongoDB yet included.
 type LiveHistory interface {
-	Before(ctx context.Context, sessionID string, before int64, limit int) ([]sessionstore.Event, error)
+	Before(ctx context.Context, sessionID string, before int64, limit int) (events []sessionstore.Event, top int64, err error)
 	Find(ctx context.Context, sessionID string, sender sessionstore.Sender, messageID string) (sessionstore.Event, bool, error)
 }
 
@@ -27,9 +28,10 @@ type Unwrapper interface {
 	Unwrap(sessionID string, wrapped []byte) (seal.DataKey, error)
 }
 
-// History reads transcripts across Redis and MongoDB. A session's log in Redis is always its contiguous end, and
-// only what MongoDB has is ever cut from its beginning; so reading Redis first and MongoDB for what lies before
-// gives every event once, in order, also while MongoDB lags behind.
+// History reads transcripts across Redis and MongoDB. Only what MongoDB has is ever cut from the beginning of a
+// session's log in Redis; so reading Redis first and MongoDB for what lies before gives every event once, in order, also
+// while MongoDB lags behind. A Redis that has lost its newest events may lack some that MongoDB has: numbers jump there,
+// and what belongs in between is read from MongoDB, too.
 type History struct {
 	Live   LiveHistory
 	Stored StoredHistory
@@ -51,28 +53,76 @@ const firstSeq = 1
 // Page returns the newest limit events with a seq below before, or the newest of all if before is 0.
 // The errors are those of the store; a session that neither has gives an empty transcript.
 func (h *History) Page(ctx context.Context, sessionID string, before int64, limit int) (Transcript, error) {
-	live, err := h.Live.Before(ctx, sessionID, before, limit)
+	log, top, err := h.Live.Before(ctx, sessionID, before, limit)
 	if err != nil && !errors.Is(err, sessionstore.ErrNotFound) {
 		return Transcript{}, fmt.Errorf("read live history: %w", err)
 	}
-	if len(live) >= limit {
-		return Transcript{Events: live, More: live[0].Seq > firstSeq}, nil
+	r := reading{h: h, sessionID: sessionID, limit: limit, seen: make(map[string]bool, len(log))}
+	for _, ev := range log {
+		r.seen[sessionstore.MessageKey(ev.Sender, ev.MessageID)] = true
 	}
-	if len(live) > 0 {
-		if live[0].Seq <= firstSeq {
-			return Transcript{Events: live}, nil
+	end := before
+	if end <= 0 && len(log) > 0 {
+		end = top + 1
+	}
+	for i := len(log) - 1; i >= 0 && len(r.newest) < limit; i-- {
+		if err := r.between(ctx, log[i].Seq, end); err != nil {
+			return Transcript{}, err
 		}
-		before = live[0].Seq
+		r.newest, end = append(r.newest, log[i]), log[i].Seq
 	}
-	older, err := h.archived(ctx, sessionID, before, limit-len(live))
+	if len(r.newest) < limit && end != firstSeq {
+		if err := r.between(ctx, 0, end); err != nil {
+			return Transcript{}, err
+		}
+	} else {
+		r.more = end > firstSeq
+	}
+	if len(r.newest) > limit {
+		r.newest, r.more = r.newest[:limit], true
+	}
+	slices.Reverse(r.newest)
+	return Transcript{Events: r.newest, More: r.more, Partial: r.partial}, nil
+}
+
+// reading is one Page under way.
+type reading struct {
+	h         *History
+	sessionID string
+	limit     int
+	seen      map[string]bool // ids in the log: MongoDB may have the same event under the number it had before it was lost
+
+	newest        []sessionstore.Event // newest first
+	more, partial bool
+}
+
+// between adds what MongoDB has between two seqs, both excluded. before 0 means no bound. With MongoDB away the page
+// goes on without, if Redis has anything.
+func (r *reading) between(ctx context.Context, after, before int64) error {
+	if before > 0 && after+1 >= before {
+		return nil
+	}
+	room := r.limit - len(r.newest)
+	stored, err := r.h.archived(ctx, r.sessionID, before, room)
+	if errors.Is(err, sessionstore.ErrArchive) && len(r.seen) > 0 {
+		r.more, r.partial = true, true
+		return nil
+	}
 	if err != nil {
-		if errors.Is(err, sessionstore.ErrArchive) && len(live) > 0 {
-			return Transcript{Events: live, More: true, Partial: true}, nil
-		}
-		return Transcript{}, fmt.Errorf("read stored history: %w", err)
+		return fmt.Errorf("read stored history: %w", err)
 	}
-	all := append(older, live...)
-	return Transcript{Events: all, More: len(all) > 0 && len(older) == limit-len(live) && all[0].Seq > firstSeq}, nil
+	for _, ev := range slices.Backward(stored) {
+		if ev.Seq <= after {
+			return nil
+		}
+		if !r.seen[sessionstore.MessageKey(ev.Sender, ev.MessageID)] {
+			r.newest = append(r.newest, ev)
+		}
+	}
+	if after == 0 {
+		r.more = len(stored) == room && stored[0].Seq > firstSeq
+	}
+	return nil
 }
 
 func (h *History) archived(ctx context.Context, sessionID string, before int64, limit int) ([]sessionstore.Event, error) {

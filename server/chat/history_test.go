@@ -13,9 +13,11 @@ import (
 	"github.com/real-rm/chatbox/sessionstore/seal"
 )
 
-// book is a session of n events of which MongoDB has the first stored, and Redis those from trimmed on.
+// book is a session of n events of which MongoDB has the first stored, and Redis those from trimmed on, without those
+// that it has lost.
 type book struct {
 	n, stored, trimmed int64
+	lost               map[int64]bool
 	key                seal.DataKey
 	wrapped            []byte
 	ring               *seal.Keyring
@@ -40,17 +42,17 @@ func (b *book) event(seq int64) sessionstore.Event {
 	}
 }
 
-func (b *book) Before(_ context.Context, _ string, before int64, limit int) ([]sessionstore.Event, error) {
+func (b *book) Before(_ context.Context, _ string, before int64, limit int) ([]sessionstore.Event, int64, error) {
 	if b.gone {
-		return nil, sessionstore.ErrNotFound
+		return nil, 0, sessionstore.ErrNotFound
 	}
 	var out []sessionstore.Event
-	for seq := b.top(before) - int64(limit); seq < b.top(before); seq++ {
-		if seq >= b.trimmed && seq >= 1 {
+	for seq := max(1, b.trimmed); seq < b.top(before); seq++ {
+		if !b.lost[seq] {
 			out = append(out, b.event(seq))
 		}
 	}
-	return out, nil
+	return out[max(0, len(out)-limit):], b.n, nil
 }
 
 func (b *book) Find(_ context.Context, _ string, _ sessionstore.Sender, id string) (sessionstore.Event, bool, error) {
@@ -97,8 +99,9 @@ func (b *book) Session(context.Context, string) (sessionstore.SessionDoc, bool, 
 	return sessionstore.SessionDoc{WrappedKey: b.wrapped}, true, nil
 }
 
-// Feature: chat-application-websocket, Properties 16 and 47 (Promises 16, 47): whatever part of a session is in
-// MongoDB and in Redis, reading it page by page gives every event once, in order.
+// Feature: chat-application-websocket, Properties 16 and 47 (Promises 16, 47), Beyond B2: whatever part of a session is in
+// MongoDB and in Redis, and whatever Redis has lost of what MongoDB has, reading it page by page gives every event once,
+// in order.
 func TestHistory_readsEveryEventOnceInOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		n := rapid.Int64Range(1, 60).Draw(t, "events")
@@ -107,6 +110,10 @@ func TestHistory_readsEveryEventOnceInOrder(t *testing.T) {
 		limit := rapid.IntRange(1, 25).Draw(t, "limit")
 		b := newBook(t, n, stored, trimmed)
 		b.gone = stored == n && rapid.Bool().Draw(t, "gone from redis")
+		b.lost = map[int64]bool{}
+		for _, seq := range rapid.SliceOfN(rapid.Int64Range(1, 60), 0, 10).Draw(t, "lost by redis") {
+			b.lost[seq] = seq <= stored
+		}
 		h := &History{Live: b, Stored: b, Keys: b.ring}
 		var all []sessionstore.Event
 		for before := int64(0); ; {
@@ -143,6 +150,44 @@ func TestHistory_isPartialWhileMongoDBIsAway(t *testing.T) {
 	b.gone = true
 	_, err = h.Page(t.Context(), sid, 0, 50)
 	require.ErrorIs(t, err, sessionstore.ErrArchive)
+}
+
+// What Redis has lost and cannot be read from MongoDB now is missing, and the page says so.
+func TestHistory_isPartialWhereRedisHasAHole(t *testing.T) {
+	b := newBook(t, 20, 15, 1)
+	b.lost = map[int64]bool{10: true, 11: true}
+	h := &History{Live: b, Stored: b, Keys: b.ring}
+	page, err := h.Page(t.Context(), sid, 0, 50)
+	require.NoError(t, err)
+	require.Len(t, page.Events, 20)
+	require.False(t, page.Partial)
+	b.away = true
+	page, err = h.Page(t.Context(), sid, 0, 50)
+	require.NoError(t, err)
+	require.Len(t, page.Events, 18)
+	require.True(t, page.Partial)
+}
+
+// An answer that came back under another number while MongoDB has it under its first one is there once.
+func TestHistory_showsAnEventOnce(t *testing.T) {
+	b := newBook(t, 20, 20, 1)
+	b.lost = map[int64]bool{10: true}
+	h := &History{Live: again{b}, Stored: b, Keys: b.ring}
+	page, err := h.Page(t.Context(), sid, 0, 50)
+	require.NoError(t, err)
+	require.Len(t, page.Events, 20)
+	assert.Equal(t, "m10", page.Events[19].MessageID)
+	assert.EqualValues(t, 1021, page.Events[19].Seq)
+}
+
+// again is a book whose Redis got event 10 back after a new epoch had begun.
+type again struct{ *book }
+
+func (a again) Before(ctx context.Context, sid string, before int64, limit int) ([]sessionstore.Event, int64, error) {
+	events, _, err := a.book.Before(ctx, sid, before, limit)
+	ev := a.event(10)
+	ev.Seq = 1021
+	return append(events, ev), 1021, err
 }
 
 // One event is found by its id wherever it is.

@@ -327,7 +327,7 @@ func TestActivate_racedByFourWithRebuild(t *testing.T) {
 // checkSeqs checks that seqs rise, with the jump of a new epoch at most, and that no id comes twice.
 func checkSeqs(t *testing.T, s *Store, sid string) {
 	t.Helper()
-	events, err := s.Before(testContext(t), sid, 0, 100000)
+	events, _, err := s.Before(testContext(t), sid, 0, 100000)
 	require.NoError(t, err)
 	ids := make(map[string]bool)
 	var last int64

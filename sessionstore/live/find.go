@@ -33,7 +33,7 @@ func (s *Store) Find(ctx context.Context, sid string, sender sessionstore.Sender
 	if err != nil || !known {
 		return ev, false, err
 	}
-	events, err := s.Before(ctx, sid, seq+1, 1)
+	events, _, err := s.Before(ctx, sid, seq+1, 1)
 	if err != nil || len(events) == 0 || events[0].Seq != seq {
 		return ev, false, err
 	}

@@ -152,7 +152,7 @@ func TestRebuild_ofASessionThatIsThereAddsWhatItLacks(t *testing.T) {
 			}
 			_, err = s.Acquire(ctx, sid)
 			require.ErrorIs(t, err, sessionstore.ErrNotOwed, "it was answered, MongoDB says so")
-			log, err := s.Before(ctx, sid, 0, 100)
+			log, _, err := s.Before(ctx, sid, 0, 100)
 			require.NoError(t, err)
 			if goesOn {
 				require.Len(t, log, 1, "what lies before the hole is read from MongoDB")

@@ -2,6 +2,7 @@ package live
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -12,10 +13,12 @@ import (
 	"github.com/real-rm/chatbox/sessionstore/seal"
 )
 
+const pageBytes = 128 << 10 // of a page, sealed; one record is returned even if it is larger
+
+// A snapshot holds the newest SnapshotEvents events, or fewer if they are more than SnapshotBytes, sealed.
 const (
-	pageBytes      = 128 << 10 // of a page, sealed; one record is returned even if it is larger
-	snapshotBytes  = 256 << 10
-	snapshotEvents = 50
+	SnapshotEvents = 50
+	SnapshotBytes  = 256 << 10
 )
 
 // Read reads on from a position: what follows it, in order and without a hole, or a snapshot of the newest events if
@@ -34,7 +37,7 @@ func (s *Store) read(ctx context.Context, sid string, pos sessionstore.Position)
 		return sessionstore.Page{}, err
 	}
 	r, err := s.run(ctx, s.sc.read, p.answerKeys(sid), append(s.args(p, sid, 5),
-		pos.Epoch, pos.Seq, pageBytes, snapshotBytes, snapshotEvents)...)
+		pos.Epoch, pos.Seq, pageBytes, SnapshotBytes, SnapshotEvents)...)
 	if err != nil {
 		return sessionstore.Page{}, err
 	}
@@ -110,38 +113,43 @@ func (s *Store) openChunks(ctx context.Context, sid, answerID string, chunks rep
 	return text.String(), nil
 }
 
-// Before returns the newest limit events whose seq is below before (before <= 0: from the top), oldest first. It
-// reads the log only: what is older than that is in MongoDB. Errors: ErrNotFound, ErrAway, ErrUnsealed.
-func (s *Store) Before(ctx context.Context, sid string, before int64, limit int) ([]sessionstore.Event, error) {
-	events, err := s.before(ctx, sid, before, limit)
-	if err != nil {
-		return nil, fmt.Errorf("read session %s: %w", sid, err)
+// Before returns the newest limit events whose seq is below before (before <= 0: from the top), oldest first, and the
+// highest seq that was given so far. It reads the log only: what is older than that is in MongoDB, as may be what lies
+// between two of its events whose numbers do not follow each other: an epoch began there. Errors: ErrNotFound, ErrAway,
+// ErrUnsealed.
+func (s *Store) Before(ctx context.Context, sid string, before int64, limit int) (events []sessionstore.Event, top int64, err error) {
+	if events, top, err = s.before(ctx, sid, before, limit); err != nil {
+		return nil, 0, fmt.Errorf("read session %s: %w", sid, err)
 	}
-	return events, nil
+	return events, top, nil
 }
 
-func (s *Store) before(ctx context.Context, sid string, before int64, limit int) ([]sessionstore.Event, error) {
+func (s *Store) before(ctx context.Context, sid string, before int64, limit int) ([]sessionstore.Event, int64, error) {
 	p, err := s.part(sid)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	end := "+"
 	if before > 0 {
 		end = "(" + strconv.FormatInt(before, 10) + "-0"
 	}
 	k := p.session(sid)
-	var exists *redis.IntCmd
+	var given *redis.StringCmd
 	var entries *redis.XMessageSliceCmd
 	_, err = s.client.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		exists = pipe.Exists(ctx, k.hash())
+		given = pipe.HGet(ctx, k.hash(), "s")
 		entries = pipe.XRevRangeN(ctx, k.log(), end, "-", int64(limit))
 		return nil
 	})
-	if err != nil {
-		return nil, redisError(err)
+	if errors.Is(err, redis.Nil) {
+		return nil, 0, sessionstore.ErrNotFound
 	}
-	if exists.Val() == 0 {
-		return nil, sessionstore.ErrNotFound
+	if err != nil {
+		return nil, 0, redisError(err)
+	}
+	top, err := given.Int64()
+	if err != nil {
+		return nil, 0, fmt.Errorf("highest seq: %w", err)
 	}
 	list := entries.Val()
 	out := make([]sessionstore.Event, len(list))
@@ -149,18 +157,18 @@ func (s *Store) before(ctx context.Context, sid string, before int64, limit int)
 		number, _, _ := strings.Cut(entry.ID, "-")
 		seq, err := strconv.ParseInt(number, 10, 64)
 		if err != nil {
-			return nil, fmt.Errorf("log entry %s: %w", entry.ID, err)
+			return nil, 0, fmt.Errorf("log entry %s: %w", entry.ID, err)
 		}
 		epoch, _ := entry.Values["e"].(string)
 		h, _ := entry.Values["h"].(string)
 		c, _ := entry.Values["c"].(string)
 		m, err := s.open(ctx, sid, epoch, seq, []byte(h), []byte(c))
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		if out[len(list)-1-i], err = sessionstore.ParseFrame(m.Frame); err != nil {
-			return nil, fmt.Errorf("read event %d: %w", seq, err)
+			return nil, 0, fmt.Errorf("read event %d: %w", seq, err)
 		}
 	}
-	return out, nil
+	return out, top, nil
 }

@@ -44,7 +44,7 @@ func joinEvent(sid string) sessionstore.Event {
 // transcript is all of the session's log, checked to have no hole and no id twice.
 func transcript(tb testing.TB, s *Store, sid string) []sessionstore.Event {
 	tb.Helper()
-	events, err := s.Before(testContext(tb), sid, 0, 100000)
+	events, _, err := s.Before(testContext(tb), sid, 0, 100000)
 	require.NoError(tb, err)
 	ids := make(map[string]bool)
 	for i, ev := range events {
@@ -189,7 +189,7 @@ func TestRead_continuesOrGivesASnapshot(t *testing.T) {
 	require.NoError(t, err)
 	assert.True(t, snap.Snapshot)
 	assert.True(t, snap.HasMore)
-	assert.Len(t, snap.Messages, snapshotEvents)
+	assert.Len(t, snap.Messages, SnapshotEvents)
 	assert.EqualValues(t, 81, snap.Seq)
 	assert.EqualValues(t, 81, snap.Messages[len(snap.Messages)-1].Seq)
 
@@ -340,7 +340,7 @@ func TestSession_thatIsAbsentIsNotFound(t *testing.T) {
 	require.ErrorIs(t, err, sessionstore.ErrNotFound)
 	_, err = s.Read(ctx, sid, sessionstore.Position{})
 	require.ErrorIs(t, err, sessionstore.ErrNotFound)
-	_, err = s.Before(ctx, sid, 0, 10)
+	_, _, err = s.Before(ctx, sid, 0, 10)
 	require.ErrorIs(t, err, sessionstore.ErrNotFound)
 	_, err = s.Acquire(ctx, sid)
 	require.ErrorIs(t, err, sessionstore.ErrNotFound)
