@@ -23,5 +23,8 @@ if command -v npm >/dev/null && command -v chromium >/dev/null; then
 fi
 step 'Go tests with the race detector' scripts/gotest.sh -race -vet=off
 step 'coverage' scripts/coverage.sh coverage.out 80
+if [ $services = complete ]; then
+  step 'faults on processes, shortened' scripts/faults.sh short
+fi
 
 printf '\nall passed in %d s (services: %s)\n' "$SECONDS" "$services"
