@@ -168,16 +168,24 @@ var oneActive = porcupine.Model{
 	},
 }
 
-// check ends the race and asks whether all that was seen can be explained by one active session for each user.
-func (ts *tabs) check(t *testing.T) {
-	t.Helper()
-	ts.end()
+// sessions are all that tabs have been in.
+func (ts *tabs) sessions() map[string]bool {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	sessions := map[string]bool{}
 	for _, op := range ts.history {
 		sessions[op.Output.(string)] = true
 	}
+	return sessions
+}
+
+// check ends the race and asks whether all that was seen can be explained by one active session for each user.
+func (ts *tabs) check(t *testing.T) {
+	t.Helper()
+	ts.end()
+	sessions := ts.sessions()
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
 	t.Logf("%d opens and ends of %d sessions", len(ts.history), len(sessions))
 	assert.Greater(t, len(sessions), 2)
 	for _, part := range oneActive.Partition(ts.history) {

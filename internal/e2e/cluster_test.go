@@ -42,6 +42,9 @@ var built = struct {
 	err  error
 }{}
 
+// binaryEnv names a binary to the process of a test that another one has started, which has built it.
+const binaryEnv = "CHATBOX_E2E_BINARY"
+
 var scratch string
 
 func TestMain(m *testing.M) {
@@ -64,6 +67,9 @@ func binary(t testing.TB) string {
 
 // buildBinary builds the product under a name in scratch, with further arguments of "go build".
 func buildBinary(name string, args ...string) (path string, err error) {
+	if path := os.Getenv(binaryEnv); path != "" {
+		return path, nil
+	}
 	root, err := rig.ModuleRoot()
 	if err != nil {
 		return "", err
