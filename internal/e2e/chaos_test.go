@@ -75,6 +75,7 @@ type chaos struct {
 	c    *cluster
 	dice *rand.Rand
 	ways []*fault.Link // between users and nginx
+	tabs *tabs
 	busy map[string]bool
 	done []string // what has happened, for the log
 }
@@ -100,7 +101,7 @@ func chaosRun(t *testing.T, seed uint64, linger bool) {
 		ch.ways = append(ch.ways, way)
 	}
 	published := watchPublished(c)
-	tabs := raceTabs(c, seed)
+	ch.tabs = raceTabs(c, seed)
 	cr := c.talkOf(chaosTalkers, func(i int) string { return ch.ways[i%len(ch.ways)].Addr() }, true, 10, 10*time.Millisecond)
 	for i, u := range cr.users {
 		acks := rand.New(rand.NewPCG(seed, uint64(200+i)))
@@ -112,9 +113,9 @@ func chaosRun(t *testing.T, seed uint64, linger bool) {
 		ch.round(cr)
 	}
 	t.Logf("faults: %s", strings.Join(ch.done, ", "))
-	settled(t, c) // I6
-	cr.check()    // I1, I3, I4
-	tabs.check(t) // I3
+	settled(t, c)    // I6
+	cr.check()       // I1, I3, I4
+	ch.tabs.check(t) // I3
 	published.check(t)
 	for _, u := range cr.users {
 		u.leave()
