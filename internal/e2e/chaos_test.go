@@ -170,16 +170,23 @@ func (ch *chaos) alive() {
 func (ch *chaos) baseline(before []int, linger bool) {
 	ch.t.Helper()
 	t, c := ch.t, ch.c
-	require.Eventually(t, func() bool {
+	var left []string
+	ok := assert.Eventually(t, func() bool {
+		left = nil
 		for i := range c.replicas {
 			var ready struct{ Sockets int }
-			if c.request("GET", c.direct(i), "/chat/readyz", "", &ready) != 200 || ready.Sockets != 0 {
-				return false
+			if status := c.request("GET", c.direct(i), "/chat/readyz", "", &ready); status != 200 || ready.Sockets != 0 {
+				left = append(left, fmt.Sprintf("replica %d: %d, %d sockets", i, status, ready.Sockets))
 			}
 		}
 		keys, err := c.client.Keys(t.Context(), "rt:*:c").Result()
-		return err == nil && len(keys) == 0
+		for _, key := range keys {
+			conns, _ := c.client.ZRangeWithScores(t.Context(), key, 0, -1).Result()
+			left = append(left, fmt.Sprintf("%s: %v", key, conns))
+		}
+		return err == nil && len(left) == 0
 	}, 30*time.Second, 250*time.Millisecond, "sockets or presence are left")
+	require.True(t, ok, "at %d: %s", time.Now().UnixMilli(), strings.Join(left, "; "))
 	if !linger {
 		return
 	}

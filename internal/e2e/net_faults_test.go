@@ -26,17 +26,17 @@ import (
 const isolatedEnv = "CHATBOX_FAULT_ISOLATED"
 
 // isolated runs a test in a process with a network namespace of its own, together with everything that it starts.
-func isolated(t *testing.T, test func(t *testing.T, lines *lines)) {
+func isolated(t *testing.T, test func(lines *lines)) {
 	t.Helper()
 	if os.Getenv(isolatedEnv) == t.Name() {
 		n, err := fault.NewNet(t.Context())
 		require.NoError(t, err)
-		test(t, &lines{t: t, net: n})
+		test(&lines{t: t, net: n})
 		return
 	}
 	self, err := os.Executable()
 	require.NoError(t, err)
-	path, args, err := fault.Isolated(self, "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=30m")
+	path, args, err := fault.Isolated(t.Context(), self, "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=30m")
 	rigtest.Require(t, "a network namespace", err)
 	rigtest.FerretBinary(t) // to build it the network may be needed
 	p, err := rig.Start(t.Context(), rig.Spec{Name: "isolated", Path: path, Args: args, Dir: t.TempDir(),
@@ -87,7 +87,7 @@ var patient = []string{
 // F28. Three of ten packets are lost, each way, between clients and the balancer, and between the replicas and Redis:
 // slower, still right (I1-I4).
 func TestLoss_onBothLinksIsSlowAndRight(t *testing.T) {
-	isolated(t, func(t *testing.T, lines *lines) {
+	isolated(t, func(lines *lines) {
 		c := start(t, options{chatbox: unlimited, env: patient})
 		published := watchPublished(c)
 		tabs := raceTabs(c, chaosSeed(t))
@@ -114,7 +114,7 @@ func TestLoss_onBothLinksIsSlowAndRight(t *testing.T) {
 
 // F4, with the packets themselves dropped: connections stay open and go on afterwards, unless somebody has given up.
 func TestRedis_replicaPartitioned(t *testing.T) {
-	isolated(t, func(t *testing.T, lines *lines) {
+	isolated(t, func(lines *lines) {
 		var happened func(int)
 		var heal func()
 		cutOff(t, func(l *fault.Link) {
@@ -133,7 +133,7 @@ func TestRedis_replicaPartitioned(t *testing.T) {
 // closed when the client has been silent for the idle limit, all that belongs to it is freed, and its user, who has
 // gone on over another line at once, is not disturbed.
 func TestHalfOpen_clientIsNoticedAndFreed(t *testing.T) {
-	isolated(t, func(t *testing.T, lines *lines) {
+	isolated(t, func(lines *lines) {
 		idle, setting := 90*time.Second, ""
 		if !full() {
 			idle, setting = 5*time.Second, `idle_timeout = "5s"`

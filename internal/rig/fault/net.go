@@ -20,7 +20,7 @@ type Net struct{ table string }
 
 // Isolated returns the command that runs a program in a network namespace of its own, in which only loopback works:
 // there is no route to anywhere else. The program runs in this process's directory. It needs unshare, ip and nft, and to be root or to be allowed user namespaces.
-func Isolated(program string, args ...string) (path string, all []string, err error) {
+func Isolated(ctx context.Context, program string, args ...string) (path string, all []string, err error) {
 	for _, tool := range []string{"unshare", "ip", "nft"} {
 		if _, lerr := exec.LookPath(tool); lerr != nil {
 			err = errors.Join(err, lerr)
@@ -33,7 +33,7 @@ func Isolated(program string, args ...string) (path string, all []string, err er
 	if os.Getuid() != 0 {
 		flags = "-rn"
 	}
-	if out, err := exec.Command("unshare", flags, "ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(ctx, "unshare", flags, "ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
 		return "", nil, fmt.Errorf("network namespace: %w: %s", err, out)
 	}
 	here, err := os.Getwd()
@@ -61,6 +61,7 @@ func NewNet(ctx context.Context) (*Net, error) {
 // Lose begins to lose so many of a hundred packets of TCP from and to the ports, at random; all of them at 100. The
 // name is how Dropped and Heal know it.
 func (n *Net) Lose(ctx context.Context, name string, percent int, ports ...int) error {
+	name = chain(name)
 	lines := []string{
 		fmt.Sprintf("add counter inet %s %s", n.table, name),
 		fmt.Sprintf("add chain inet %s %s { type filter hook input priority 0; }", n.table, name),
@@ -80,7 +81,7 @@ func (n *Net) Lose(ctx context.Context, name string, percent int, ports ...int) 
 
 // Dropped is how many packets a fault has lost.
 func (n *Net) Dropped(ctx context.Context, name string) (int, error) {
-	out, err := exec.CommandContext(ctx, "nft", "-j", "list", "counter", "inet", n.table, name).Output()
+	out, err := exec.CommandContext(ctx, "nft", "-j", "list", "counter", "inet", n.table, chain(name)).Output()
 	if err != nil {
 		return 0, fmt.Errorf("read counter %s: %w", name, err)
 	}
@@ -102,8 +103,11 @@ func (n *Net) Dropped(ctx context.Context, name string) (int, error) {
 
 // Heal ends a fault. Connections go on where TCP has not given them up.
 func (n *Net) Heal(ctx context.Context, name string) error {
-	return n.nft(ctx, fmt.Sprintf("flush chain inet %s %s", n.table, name))
+	return n.nft(ctx, fmt.Sprintf("flush chain inet %s %s", n.table, chain(name)))
 }
+
+// chain makes a name that is no keyword of nft.
+func chain(name string) string { return "fault_" + name }
 
 func (n *Net) nft(ctx context.Context, lines ...string) error {
 	cmd := exec.CommandContext(ctx, "nft", "-f", "-")
