@@ -123,6 +123,7 @@ func (ch *chaos) restartRedis() (string, func()) {
 	ch.tabs.killed(call, time.Now())
 	require.Error(ch.t, ping(ch.c.redis.Addr), "redis is gone")
 	return "Redis killed", func() {
+		ch.published.killed(call)
 		ch.c.startRedis()
 		require.NotEqual(ch.t, before, ch.c.runID())
 	}

@@ -71,13 +71,14 @@ func chaosSeed(t testing.TB) uint64 {
 
 // chaos is one schedule being carried out.
 type chaos struct {
-	t    *testing.T
-	c    *cluster
-	dice *rand.Rand
-	ways []*fault.Link // between users and nginx
-	tabs *tabs
-	busy map[string]bool
-	done []string // what has happened, for the log
+	t         *testing.T
+	c         *cluster
+	dice      *rand.Rand
+	ways      []*fault.Link // between users and nginx
+	tabs      *tabs
+	published *published
+	busy      map[string]bool
+	done      []string // what has happened, for the log
 }
 
 // chaosTalkers is how many users talk; two more have tabs that race.
@@ -100,7 +101,7 @@ func chaosRun(t *testing.T, seed uint64, linger bool) {
 		t.Cleanup(way.Close)
 		ch.ways = append(ch.ways, way)
 	}
-	published := watchPublished(c)
+	ch.published = watchPublished(c)
 	ch.tabs = raceTabs(c, seed)
 	cr := c.talkOf(chaosTalkers, func(i int) string { return ch.ways[i%len(ch.ways)].Addr() }, true, 10, 10*time.Millisecond)
 	for i, u := range cr.users {
@@ -116,7 +117,7 @@ func chaosRun(t *testing.T, seed uint64, linger bool) {
 	settled(t, c)    // I6
 	cr.check()       // I1, I3, I4
 	ch.tabs.check(t) // I3
-	published.check(t)
+	ch.published.check(t)
 	for _, u := range cr.users {
 		u.leave()
 	}
