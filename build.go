@@ -74,7 +74,7 @@ func build(s *config.Settings, log *slog.Logger) (*parts, error) {
 	}
 	history := &chat.History{Live: p.live, Stored: p.archive, Keys: keyring}
 	if p.revival, err = chat.NewReviver(chat.ReviveOptions{
-		Live: p.live, Archive: p.archive, Window: s.Chatbox.ReconnectTimeout, Log: component("revive"),
+		Live: p.live, Archive: p.archive, Window: s.Chatbox.ReconnectTimeout, Clock: p.live, Log: component("revive"),
 	}); err != nil {
 		return nil, err
 	}

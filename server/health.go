@@ -21,8 +21,8 @@ const (
 // health is what the probes tell. MongoDB's absence never makes a replica unready: the chat goes on without it.
 type health struct {
 	draining   atomic.Bool
-	redisSeen  atomic.Int64 // unix nanoseconds of the last answer; 0: never
-	redisOn    atomic.Bool  // as it was last logged
+	redisSeen  atomic.Pointer[time.Time] // last answer, with its monotonic reading: clocks are set; nil: never
+	redisOn    atomic.Bool               // as it was last logged
 	archiveOff atomic.Bool
 }
 
@@ -42,7 +42,8 @@ func (s *Server) watchRedis(ctx context.Context) error {
 
 func (s *Server) probe(ctx context.Context) {
 	if err := answers(ctx, s.deps.Live.Ping); err == nil {
-		s.health.redisSeen.Store(time.Now().UnixNano())
+		now := time.Now()
+		s.health.redisSeen.Store(&now)
 	}
 	if on := s.redisReady(time.Now()); ctx.Err() == nil && s.health.redisOn.Swap(on) != on {
 		s.log.Warn("redis availability changed", "component", "health", "available", on)
@@ -62,7 +63,7 @@ func answers(ctx context.Context, ping func(context.Context) error) error {
 
 func (s *Server) redisReady(now time.Time) bool {
 	seen := s.health.redisSeen.Load()
-	return seen != 0 && now.Sub(time.Unix(0, seen)) <= s.opts.RedisGrace
+	return seen != nil && now.Sub(*seen) <= s.opts.RedisGrace
 }
 
 // Backlog is what waits for MongoDB; the flusher is one.

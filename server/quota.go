@@ -91,7 +91,7 @@ func (q *Quota) Take(ctx context.Context, userID string) (wait time.Duration, ok
 	}
 	switch {
 	case err == nil:
-		u.until, u.alone = time.Unix(got.Reset, 0).Add(time.Second), false // Reset is cut to seconds
+		u.until, u.alone = resetAt(now, got.Reset), false
 	case !u.alone: // a minute of this replica's own
 		u.until, u.alone = now.Add(quotaPeriod), true
 		got, size = limiter.Context{}, q.rate.Limit
@@ -109,6 +109,13 @@ func (q *Quota) Take(ctx context.Context, userID string) (wait time.Duration, ok
 	}
 	u.denied = true
 	return max(u.until.Sub(now), 0), false
+}
+
+// resetAt is when the limiter's period ends, which it gives by the wall clock in whole seconds. What is returned does not
+// move when that clock is set.
+func resetAt(now time.Time, reset int64) time.Time {
+	left := time.Unix(reset, 0).Sub(now) + time.Second
+	return now.Add(min(max(left, 0), quotaPeriod+time.Second)) // the clock may have been set since it was read
 }
 
 // take answers from what is reserved. If nothing is, it returns how much to reserve.

@@ -118,9 +118,12 @@ func (ch *chaos) killSubscriptions() (string, func()) {
 func (ch *chaos) restartRedis() (string, func()) {
 	ch.busy["redis"] = true
 	before := ch.c.runID()
+	call := time.Now()
 	ch.c.redis.Kill()
+	ch.tabs.killed(call, time.Now())
 	require.Error(ch.t, ping(ch.c.redis.Addr), "redis is gone")
 	return "Redis killed", func() {
+		ch.published.killed(call)
 		ch.c.startRedis()
 		require.NotEqual(ch.t, before, ch.c.runID())
 	}

@@ -5,10 +5,12 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 
@@ -22,16 +24,17 @@ type published struct {
 	mu     sync.Mutex // guards the fields below
 	chunks int
 	finals int
-	seen   map[string]bool // "answer/attempt/chunk"
-	at     map[string]int  // answer -> attempt
-	ended  map[string]bool
+	seen   map[string]time.Time // "answer/attempt/chunk" -> when
+	at     map[string]int       // answer -> attempt
+	began  map[string]time.Time // answer -> when that attempt was first seen
+	ended  map[string]time.Time
 	wrong  []string
 }
 
 // watchPublished listens until the test ends.
 func watchPublished(c *cluster) *published {
 	c.t.Helper()
-	p := &published{seen: map[string]bool{}, at: map[string]int{}, ended: map[string]bool{}}
+	p := &published{seen: map[string]time.Time{}, at: map[string]int{}, began: map[string]time.Time{}, ended: map[string]time.Time{}}
 	ps := c.client.PSubscribe(context.Background(), "rt:*:c:p*")
 	done := make(chan struct{})
 	go func() {
@@ -63,19 +66,38 @@ func (p *published) note(record string) {
 	id := ev.MessageID
 	key := fmt.Sprintf("%s/%d/%d", id, ev.Attempt, ev.Chunk)
 	switch {
-	case p.ended[id]:
+	case !p.ended[id].IsZero():
 		p.wrong = append(p.wrong, "after the end: "+key)
 	case parts[1] != "0":
-		p.ended[id] = true
+		p.ended[id] = time.Now()
 		p.finals++
-	case p.seen[key]:
+	case !p.seen[key].IsZero():
 		p.wrong = append(p.wrong, "twice: "+key)
 	case ev.Attempt < p.at[id]:
 		p.wrong = append(p.wrong, "after a later attempt: "+key)
 	default:
-		p.seen[key] = true
+		p.seen[key] = time.Now()
+		if p.began[id].IsZero() || ev.Attempt > p.at[id] {
+			p.began[id] = p.seen[key]
+		}
 		p.at[id] = ev.Attempt
 		p.chunks++
+	}
+}
+
+// killed forgets what a Redis that was killed may have forgotten: what it published in its last moments it may publish
+// again. It is called before Redis is there again.
+func (p *published) killed(at time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	lost := func(_ string, when time.Time) bool { return when.After(at.Add(-lostTail)) }
+	maps.DeleteFunc(p.seen, lost)
+	maps.DeleteFunc(p.ended, lost)
+	for id, when := range p.began {
+		if lost(id, when) { // an attempt that Redis does not know of any more
+			delete(p.began, id)
+			p.at[id]--
+		}
 	}
 }
 

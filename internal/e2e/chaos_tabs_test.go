@@ -32,9 +32,6 @@ type tabs struct {
 	history []porcupine.Operation
 }
 
-// tabOp is what a tab asks for: to open, or to end the session it names.
-type tabOp struct{ user, end string }
-
 // raceTabs starts three tabs for each of two users.
 func raceTabs(c *cluster, seed uint64) *tabs {
 	ctx, cancel := context.WithCancel(c.t.Context())
@@ -72,15 +69,16 @@ func (ts *tabs) run(ctx context.Context, n int, user, token string, dice *rand.R
 		last = sid
 		sleepFor(ctx, stay)
 		if ends {
-			call, returned := time.Now().UnixNano(), int64(math.MaxInt64) // if it is not known to have happened
+			call, returned, unsure := time.Now().UnixNano(), int64(math.MaxInt64), true // if it is not known to have happened
 			for ctx.Err() == nil {
-				if endSession(ctx, ts.c.lb(), token, sid) { // ending twice is ending once
-					returned = time.Now().UnixNano()
+				status := endSession(ctx, ts.c.lb(), token, sid)
+				if status/100 == 2 || status == http.StatusNotFound { // ending twice is ending once; or Redis has lost it
+					returned, unsure = time.Now().UnixNano(), status == http.StatusNotFound
 					break
 				}
 				sleepFor(ctx, 100*time.Millisecond)
 			}
-			ts.note(n, tabOp{user: user, end: sid}, sid, call, returned)
+			ts.note(n, tabOp{user: user, end: sid, unsure: unsure}, sid, call, returned)
 		}
 		leave()
 	}
@@ -89,7 +87,14 @@ func (ts *tabs) run(ctx context.Context, n int, user, token string, dice *rand.R
 func (ts *tabs) note(n int, op tabOp, sid string, call, returned int64) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
+	op.returned = returned
 	ts.history = append(ts.history, porcupine.Operation{ClientId: n, Input: op, Output: sid, Call: call, Return: returned})
+}
+
+// killed notes that Redis was killed between two moments, and may come back without its newest writes.
+func (ts *tabs) killed(call, returned time.Time) {
+	const redis = 1000 // no tab
+	ts.note(redis, tabOp{killed: call.UnixNano()}, "", call.UnixNano(), returned.UnixNano())
 }
 
 // openTab opens a socket and returns the session that the server says it is in.
@@ -118,66 +123,43 @@ func openTab(ctx context.Context, addr, token, want string) (sid string, leave f
 	return f.SessionID, func() { _ = conn.CloseNow() }, nil
 }
 
-// endSession reports whether the session has certainly ended.
-func endSession(ctx context.Context, addr, token, sid string) bool {
+// endSession returns the status of the answer; 0: there was none.
+func endSession(ctx context.Context, addr, token, sid string) int {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/chat/sessions/"+sid+"/end", nil)
 	if err != nil {
-		return false
+		return 0
 	}
 	req.Header.Set("Authorization", "Bearer "+token)
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return false
+		return 0
 	}
 	_ = res.Body.Close()
-	return res.StatusCode/100 == 2
+	return res.StatusCode
 }
 
-// oneActive is a user's sessions: one is active, or none is; who opens gets the active one, or a new one if there is
-// none; one that has ended never comes back. The state is the active session, then all that have ended.
-var oneActive = porcupine.Model{
-	Partition: func(history []porcupine.Operation) [][]porcupine.Operation {
-		byUser := map[string][]porcupine.Operation{}
-		for _, op := range history {
-			user := op.Input.(tabOp).user
-			byUser[user] = append(byUser[user], op)
+// sessions are all that tabs have been in.
+func (ts *tabs) sessions() map[string]bool {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	sessions := map[string]bool{}
+	for _, op := range ts.history {
+		if op.Input.(tabOp).killed == 0 {
+			sessions[op.Output.(string)] = true
 		}
-		var out [][]porcupine.Operation
-		for _, ops := range byUser {
-			out = append(out, ops)
-		}
-		return out
-	},
-	Init: func() any { return " " },
-	Step: func(state, input, output any) (bool, any) {
-		active, ended, _ := strings.Cut(state.(string), " ")
-		sid, op := output.(string), input.(tabOp)
-		switch {
-		case op.end == "" && active == "":
-			return !slices.Contains(strings.Fields(ended), sid), sid + " " + ended
-		case op.end == "":
-			return sid == active, state
-		case op.end == active:
-			return true, " " + ended + " " + active
-		case slices.Contains(strings.Fields(ended), op.end):
-			return true, state
-		}
-		return false, state
-	},
+	}
+	return sessions
 }
 
 // check ends the race and asks whether all that was seen can be explained by one active session for each user.
 func (ts *tabs) check(t *testing.T) {
 	t.Helper()
 	ts.end()
+	sessions := ts.sessions()
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
-	sessions := map[string]bool{}
-	for _, op := range ts.history {
-		sessions[op.Output.(string)] = true
-	}
 	t.Logf("%d opens and ends of %d sessions", len(ts.history), len(sessions))
 	assert.Greater(t, len(sessions), 2)
 	for _, part := range oneActive.Partition(ts.history) {
@@ -214,7 +196,12 @@ func explain(history []porcupine.Operation, info porcupine.LinearizationInfo) st
 	var b strings.Builder
 	show := func(op porcupine.Operation) {
 		what := "opens"
-		if op.Input.(tabOp).end != "" {
+		switch in := op.Input.(tabOp); {
+		case in.killed != 0:
+			what = "Redis is killed"
+		case in.unsure:
+			what = "ends?"
+		case in.end != "":
 			what = "ends "
 		}
 		returned := "no answer"

@@ -71,12 +71,14 @@ func chaosSeed(t testing.TB) uint64 {
 
 // chaos is one schedule being carried out.
 type chaos struct {
-	t    *testing.T
-	c    *cluster
-	dice *rand.Rand
-	ways []*fault.Link // between users and nginx
-	busy map[string]bool
-	done []string // what has happened, for the log
+	t         *testing.T
+	c         *cluster
+	dice      *rand.Rand
+	ways      []*fault.Link // between users and nginx
+	tabs      *tabs
+	published *published
+	busy      map[string]bool
+	done      []string // what has happened, for the log
 }
 
 // chaosTalkers is how many users talk; two more have tabs that race.
@@ -99,8 +101,8 @@ func chaosRun(t *testing.T, seed uint64, linger bool) {
 		t.Cleanup(way.Close)
 		ch.ways = append(ch.ways, way)
 	}
-	published := watchPublished(c)
-	tabs := raceTabs(c, seed)
+	ch.published = watchPublished(c)
+	ch.tabs = raceTabs(c, seed)
 	cr := c.talkOf(chaosTalkers, func(i int) string { return ch.ways[i%len(ch.ways)].Addr() }, true, 10, 10*time.Millisecond)
 	for i, u := range cr.users {
 		acks := rand.New(rand.NewPCG(seed, uint64(200+i)))
@@ -112,10 +114,10 @@ func chaosRun(t *testing.T, seed uint64, linger bool) {
 		ch.round(cr)
 	}
 	t.Logf("faults: %s", strings.Join(ch.done, ", "))
-	settled(t, c) // I6
-	cr.check()    // I1, I3, I4
-	tabs.check(t) // I3
-	published.check(t)
+	settled(t, c)    // I6
+	cr.check()       // I1, I3, I4
+	ch.tabs.check(t) // I3
+	ch.published.check(t)
 	for _, u := range cr.users {
 		u.leave()
 	}
@@ -169,16 +171,23 @@ func (ch *chaos) alive() {
 func (ch *chaos) baseline(before []int, linger bool) {
 	ch.t.Helper()
 	t, c := ch.t, ch.c
-	require.Eventually(t, func() bool {
+	var left []string
+	ok := assert.Eventually(t, func() bool {
+		left = nil
 		for i := range c.replicas {
 			var ready struct{ Sockets int }
-			if c.request("GET", c.direct(i), "/chat/readyz", "", &ready) != 200 || ready.Sockets != 0 {
-				return false
+			if status := c.request("GET", c.direct(i), "/chat/readyz", "", &ready); status != 200 || ready.Sockets != 0 {
+				left = append(left, fmt.Sprintf("replica %d: %d, %d sockets", i, status, ready.Sockets))
 			}
 		}
 		keys, err := c.client.Keys(t.Context(), "rt:*:c").Result()
-		return err == nil && len(keys) == 0
+		for _, key := range keys {
+			conns, _ := c.client.ZRangeWithScores(t.Context(), key, 0, -1).Result()
+			left = append(left, fmt.Sprintf("%s: %v", key, conns))
+		}
+		return err == nil && len(left) == 0
 	}, 30*time.Second, 250*time.Millisecond, "sockets or presence are left")
+	require.True(t, ok, "at %d: %s", time.Now().UnixMilli(), strings.Join(left, "; "))
 	if !linger {
 		return
 	}

@@ -42,6 +42,9 @@ var built = struct {
 	err  error
 }{}
 
+// binaryEnv names a binary to the process of a test that another one has started, which has built it.
+const binaryEnv = "CHATBOX_E2E_BINARY"
+
 var scratch string
 
 func TestMain(m *testing.M) {
@@ -57,21 +60,27 @@ func TestMain(m *testing.M) {
 
 func binary(t testing.TB) string {
 	t.Helper()
-	built.Do(func() {
-		root, err := rig.ModuleRoot()
-		if err != nil {
-			built.err = err
-			return
-		}
-		built.path = filepath.Join(scratch, "chatbox")
-		cmd := exec.Command("go", "build", raceFlag, "-o", built.path, ".")
-		cmd.Dir = root
-		if out, err := cmd.CombinedOutput(); err != nil {
-			built.err = fmt.Errorf("%w: %s", err, out)
-		}
-	})
+	built.Do(func() { built.path, built.err = buildBinary("chatbox") })
 	require.NoError(t, built.err)
 	return built.path
+}
+
+// buildBinary builds the product under a name in scratch, with further arguments of "go build".
+func buildBinary(name string, args ...string) (path string, err error) {
+	if path := os.Getenv(binaryEnv); path != "" {
+		return path, nil
+	}
+	root, err := rig.ModuleRoot()
+	if err != nil {
+		return "", err
+	}
+	path = filepath.Join(scratch, name)
+	cmd := exec.Command("go", slices.Concat([]string{"build", raceFlag}, args, []string{"-o", path, "."})...)
+	cmd.Dir = root
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	return path, nil
 }
 
 // options shape a cluster.
@@ -91,6 +100,8 @@ type options struct {
 	farMongo  bool                            // the replicas reach MongoDB over a link, c.mongoLink
 	env       []string                        // NAME=value for all replicas; stands above the file
 	model     func(http.Handler) http.Handler // put in front of the scripted model
+	build     func(testing.TB) string         // makes the replicas' binary, default binary
+	envOf     func(replica int) []string      // like env, for one replica; nil: none
 }
 
 // cluster is replicas behind nginx with everything they need.
@@ -125,7 +136,11 @@ func start(t testing.TB, o options) *cluster {
 		o.window = 15 * time.Minute
 	}
 	c := &cluster{t: t, dir: t.TempDir(), opts: o, redisPort: rig.FreePort(), mongoPort: rig.FreePort()}
-	bin := binary(t)
+	build := o.build
+	if build == nil {
+		build = binary
+	}
+	bin := build(t)
 	if !o.noRedis && o.redisURL == "" {
 		c.startRedis()
 	}
@@ -252,6 +267,9 @@ func (c *cluster) startReplica(i int, bin string) {
 	dir := filepath.Join(c.dir, fmt.Sprintf("replica-%d-%d", i, time.Now().UnixNano()))
 	addr := fmt.Sprintf("127.0.0.1:%d", c.ports[i])
 	env := slices.Clone(c.opts.env)
+	if c.opts.envOf != nil {
+		env = append(env, c.opts.envOf(i)...)
+	}
 	if c.links != nil {
 		env = append(env, "CHATBOX__REDIS__URL="+c.redisAt(c.links[i].Addr()))
 	}

@@ -24,11 +24,12 @@ const unlimited = "rate_limit = 1000000"
 // F4. One replica is cut from Redis with its clients still attached: they are told, the replica stops being ready
 // after its grace, everybody can go on elsewhere in the same session, and nothing is lost or doubled.
 func TestRedis_replicaCutOff(t *testing.T) {
+	heal := func(l *fault.Link) { require.NoError(t, l.Heal()) }
 	t.Run("silently", func(t *testing.T) { // what is sent vanishes: a partition
 		cutOff(t, func(l *fault.Link) {
 			require.NoError(t, l.Swallow())
 			require.ErrorIs(t, pingWithin(l.Addr(), 300*time.Millisecond), os.ErrDeadlineExceeded, "the link is not cut")
-		})
+		}, heal)
 	})
 	if !full() {
 		return
@@ -38,11 +39,11 @@ func TestRedis_replicaCutOff(t *testing.T) {
 			l.Cut()
 			_, err := net.Dial("tcp", l.Addr())
 			require.Error(t, err, "the link is not cut")
-		})
+		}, heal)
 	})
 }
 
-func cutOff(t *testing.T, cutLink func(*fault.Link)) {
+func cutOff(t *testing.T, cutLink, heal func(*fault.Link)) {
 	t.Helper()
 	c := start(t, options{linked: true, chatbox: unlimited})
 	victim := newUser("ann", c.token("ann"))
@@ -77,7 +78,7 @@ func cutOff(t *testing.T, cutLink func(*fault.Link)) {
 	assert.Equal(t, 200, c.request("GET", c.direct(1), "/chat/readyz", "", nil))
 	cr.progress(6, 10*time.Second, "the others were stopped")
 
-	require.NoError(t, c.links[0].Heal())
+	heal(c.links[0])
 	require.Eventually(t, func() bool { return c.request("GET", c.direct(0), "/chat/readyz", "", nil) == 200 }, 10*time.Second, 50*time.Millisecond)
 	victim.leave()
 	require.NoError(t, victim.connect(t.Context(), c.direct(0)))
@@ -133,7 +134,9 @@ func TestRedis_stalled(t *testing.T) {
 	require.NoError(t, u.connect(t.Context(), c.direct(0)))
 	require.NoError(t, u.untilLive(t.Context()))
 
+	before := c.descriptors()
 	require.NoError(t, c.redis.Signal(syscall.SIGSTOP))
+	require.Eventually(t, func() bool { return processState(c.redis.Pid) == "T" }, 5*time.Second, time.Millisecond, "redis is not stopped")
 	stalled := time.Now()
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	require.Error(t, c.client.Ping(ctx).Err(), "redis answers although it is stopped")
@@ -147,6 +150,9 @@ func TestRedis_stalled(t *testing.T) {
 	assert.True(t, ready.MongoDB, "MongoDB is not away") // I6
 	if rest := inCI(5*time.Second, 30*time.Second) - time.Since(stalled); rest > 0 {
 		sleepFor(t.Context(), rest)
+	}
+	for i, n := range c.descriptors() {
+		assert.Less(t, n, before[i]+60, "connections of replica %d pile up", i)
 	}
 
 	require.NoError(t, c.redis.Signal(syscall.SIGCONT))

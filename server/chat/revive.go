@@ -21,11 +21,21 @@ type ReviveStore interface {
 	Publish(ctx context.Context, e sessionstore.Event) error
 }
 
+// Clock is one that all replicas share, since their own may differ.
+type Clock interface {
+	Now(ctx context.Context) (time.Time, error)
+}
+
+type ownClock struct{}
+
+func (ownClock) Now(context.Context) (time.Time, error) { return time.Now(), nil }
+
 // ReviveOptions are what NewReviver needs. Live and Archive are required.
 type ReviveOptions struct {
 	Live     ReviveStore
 	Archive  StoredHistory
 	Window   time.Duration // reconnect window; default 15 min
+	Clock    Clock         // that windows are counted by; default this process's
 	InFlight int           // sessions being read from MongoDB at a time; default 64
 	Log      *slog.Logger  // default: discard
 }
@@ -57,6 +67,9 @@ func NewReviver(opts ReviveOptions) (*Reviver, error) {
 	}
 	if opts.Window <= 0 {
 		opts.Window = defaultWindow
+	}
+	if opts.Clock == nil {
+		opts.Clock = ownClock{}
 	}
 	if opts.InFlight <= 0 {
 		opts.InFlight = defaultInFlight
@@ -106,7 +119,11 @@ func (r *Reviver) Reopen(ctx context.Context, sessionID, userID string) error {
 		if err := r.rebuild(ctx, st); err != nil {
 			return err
 		}
-		if time.Since(st.doc.Session.LastActivity) <= r.opts.Window {
+		now, err := r.opts.Clock.Now(ctx)
+		if err != nil {
+			return err
+		}
+		if now.Sub(st.doc.Session.LastActivity) <= r.opts.Window {
 			return nil
 		}
 		if err := r.opts.Live.End(ctx, sessionID, "expired", ""); err != nil {
@@ -259,6 +276,9 @@ func catchUp(doc *sessionstore.SessionDoc, events []sessionstore.Stored) {
 			doc.Final, s.Active, s.End = false, true, time.Time{}
 		case sessionstore.TypeEnded:
 			doc.Final, s.Active, s.End = true, false, ev.Timestamp
+			if s.End.Before(s.LastActivity) { // the clock of who ended it was slow
+				s.End = s.LastActivity
+			}
 		}
 		if s.Messages > before && ev.Timestamp.After(s.LastActivity) {
 			s.LastActivity = ev.Timestamp

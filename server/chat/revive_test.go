@@ -216,3 +216,42 @@ func TestRevive_boundsWhatACrowdCosts(t *testing.T) {
 		assert.EqualValues(t, 4, p.most.Load())
 	})
 }
+
+// at is a clock that stands.
+type at time.Time
+
+func (a at) Now(context.Context) (time.Time, error) { return time.Time(a), nil }
+
+// F27. Activity is recorded by the clock that all replicas share, and the window is counted by it as well: this
+// replica's own may be minutes off.
+func TestReopen_countsTheWindowByTheSharedClock(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		last, fast time.Duration // since the last activity by this process's clock, and how fast that one is
+		ended      bool
+	}{
+		{"within, by a fast clock", 20 * time.Minute, 10 * time.Minute, false},
+		{"beyond, by a slow clock", 10 * time.Minute, -10 * time.Minute, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p, _ := newPast(t, c.last)
+			r, err := NewReviver(ReviveOptions{Live: redis{p}, Archive: p, Window: 15 * time.Minute, Clock: at(time.Now().Add(-c.fast))})
+			require.NoError(t, err)
+			err = r.Reopen(t.Context(), sid, "ann")
+			if c.ended {
+				require.ErrorIs(t, err, sessionstore.ErrEnded)
+				return
+			}
+			require.NoError(t, err)
+		})
+	}
+}
+
+// F27. An end that a replica with a slow clock wrote is not before what was said.
+func TestLoad_endsNoSessionBeforeItsLastActivity(t *testing.T) {
+	p, r := newPast(t, time.Minute)
+	p.events = []sessionstore.Stored{stored(4, sessionstore.TypeEnded, time.Now().Add(-10*time.Minute))}
+	require.NoError(t, r.Load(t.Context(), sid, "ann"))
+	require.Len(t, p.rebuilt, 1)
+	assert.Equal(t, p.doc.Session.LastActivity, p.rebuilt[0].Session.End)
+}

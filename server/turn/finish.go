@@ -83,7 +83,7 @@ func (a *answer) retry(ctx context.Context, call func(context.Context) error) er
 			a.confirmed()
 			return nil
 		}
-		if !errors.Is(err, sessionstore.ErrAway) && !errors.Is(err, sessionstore.ErrFull) && !errors.Is(err, context.DeadlineExceeded) {
+		if !passing(err) {
 			return err
 		}
 		if a.lapsed() {
@@ -99,6 +99,16 @@ func (a *answer) retry(ctx context.Context, call func(context.Context) error) er
 		case <-time.After(wait):
 		}
 	}
+}
+
+// passing says that a call may succeed a little later.
+func passing(err error) bool {
+	for _, e := range []error{sessionstore.ErrAway, sessionstore.ErrFull, context.DeadlineExceeded, errNotYet} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // finish ends the generation: with the durable answer, by giving the lease back, or by leaving it to whoever has

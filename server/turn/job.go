@@ -1,11 +1,13 @@
 package turn
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/real-rm/chatbox/providers/llm"
 	"github.com/real-rm/chatbox/sessionstore"
@@ -24,6 +26,9 @@ type job struct {
 	partial string // text that the answer goes on after; not a part of it
 }
 
+// errNotYet makes a call be repeated that found less than there must be.
+var errNotYet = errors.New("not there yet")
+
 // errTarget ends a turn whose answer or question has vanished.
 var errTarget = errors.New("what the answer is about is not there any more")
 
@@ -38,6 +43,9 @@ func (a *answer) job(ctx context.Context) (job, error) {
 		return job{}, err
 	}
 	if wish.Type == "" {
+		if events, err = a.withQuestions(ctx, events); err != nil {
+			return job{}, err
+		}
 		return job{before: newTalk(events)}, nil
 	}
 	if wish.Type == sessionstore.TypeRetry {
@@ -55,6 +63,39 @@ func (a *answer) job(ctx context.Context) (job, error) {
 		}
 	}
 	return newJob(wish.Type, wish.Target, events)
+}
+
+// questionWait is how long a turn waits for a question that cannot be read yet, before it fails.
+const questionWait = 15 * time.Second
+
+// withQuestions adds what is to be answered to a context that does not reach it. After Redis has lost its newest events
+// the log may begin after a question, and MongoDB not have it yet, or be away: a shorter memory will do, but not one
+// without the question.
+func (a *answer) withQuestions(ctx context.Context, events []sessionstore.Event) ([]sessionstore.Event, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, questionWait, fmt.Errorf("question cannot be read: %w", errTarget))
+	defer cancel()
+	for _, id := range a.g.Questions {
+		there := func(ev sessionstore.Event) bool { return ev.MessageID == id && ev.Sender == sessionstore.SenderUser }
+		if slices.ContainsFunc(events, there) {
+			continue
+		}
+		var ev sessionstore.Event
+		err := a.retry(ctx, func(ctx context.Context) error {
+			var found bool
+			var err error
+			ev, found, err = a.opts.History.Message(ctx, a.g.SessionID, sessionstore.SenderUser, id)
+			if err == nil && found {
+				return nil
+			}
+			return errors.Join(errNotYet, err)
+		})
+		if err != nil {
+			return nil, err
+		}
+		events = append(events, ev)
+	}
+	slices.SortStableFunc(events, func(a, b sessionstore.Event) int { return cmp.Compare(a.Seq, b.Seq) })
+	return events, nil
 }
 
 // newJob is the job of making another answer in place of, or after, the target.

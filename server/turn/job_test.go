@@ -283,3 +283,59 @@ func TestTurn_keepsWhatItHasWritten(t *testing.T) {
 		assert.Equal(t, sid, a.kept[0].SessionID)
 	})
 }
+
+// short is a history whose context lacks the questions, and that finds each by its id only after a while.
+type short struct {
+	*fakeStore
+	until time.Time
+}
+
+func (s short) Context(context.Context, string, int64) ([]sessionstore.Event, error) {
+	return []sessionstore.Event{reply("older", "q0")}, nil
+}
+
+func (s short) Message(ctx context.Context, sid string, sender sessionstore.Sender, id string) (sessionstore.Event, bool, error) {
+	if time.Now().Before(s.until) {
+		return sessionstore.Event{}, false, sessionstore.ErrArchive
+	}
+	return s.fakeStore.Message(ctx, sid, sender, id)
+}
+
+// Beyond B2: what Redis and MongoDB can tell of a conversation just then may begin after the questions. They are looked
+// up, and waited for; if they do not come the answer fails, and none is made up without them.
+func TestTurn_asksNoModelWithoutTheQuestions(t *testing.T) {
+	for name, c := range map[string]struct {
+		after time.Duration
+		want  string
+	}{
+		"found":     {0, "a:older u:hello u:world"},
+		"soon":      {5 * time.Second, "a:older u:hello u:world"},
+		"not found": {time.Hour, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := &fakeStore{}
+				f.ask("q1", "hello")
+				f.ask("q2", "world")
+				asked := ""
+				m := fakeModels{stream: func(_ context.Context, req llm.Request, emit func(llm.Delta) error) (llm.Result, error) {
+					asked = flat(req.Messages)
+					return llm.Result{Finish: llm.FinishStop}, emit(llm.Delta{Text: "yes"})
+				}}
+				r, err := New(Options{Store: f, History: short{f, time.Now().Add(c.after)}, Models: m, Lease: 10 * time.Second})
+				require.NoError(t, err)
+				ctx, cancel := context.WithCancel(t.Context())
+				done := make(chan error, 1)
+				go func() { done <- r.Run(ctx) }()
+				synctest.Wait()
+				r.Start(sid)
+				pass(time.Minute)
+				cancel()
+				require.NoError(t, <-done)
+				assert.Equal(t, c.want, asked)
+				require.Len(t, f.finals, 1)
+				assert.Equal(t, c.want == "", f.finals[0].Metadata[sessionstore.MetaFailed] != "")
+			})
+		})
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -116,6 +117,15 @@ func (s *Store) Ping(ctx context.Context) error {
 		return fmt.Errorf("ping redis: %w: %w", sessionstore.ErrAway, err)
 	}
 	return nil
+}
+
+// Now returns the time by the clock of Redis, by which all deadlines and times of sessions are made. Errors: ErrAway.
+func (s *Store) Now(ctx context.Context) (time.Time, error) {
+	now, err := s.client.Time(ctx).Result()
+	if err != nil {
+		return time.Time{}, fmt.Errorf("ask redis for the time: %w: %w", sessionstore.ErrAway, err)
+	}
+	return now, nil
 }
 
 // texts returns the strings of a reply.
