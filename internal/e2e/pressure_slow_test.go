@@ -24,7 +24,10 @@ import (
 type valve struct {
 	mu   sync.Mutex
 	open chan struct{} // closed: what comes is read
+	drip time.Duration // between reads of at most dripBytes; zero: none, and they may be of any size
 }
+
+const dripBytes = 1 << 10
 
 func newValve() *valve {
 	v := &valve{open: make(chan struct{})}
@@ -72,9 +75,13 @@ type valved struct {
 // Read waits for the valve.
 func (c *valved) Read(b []byte) (int, error) {
 	c.v.mu.Lock()
-	open := c.v.open
+	open, drip := c.v.open, c.v.drip
 	c.v.mu.Unlock()
 	<-open
+	if drip > 0 {
+		time.Sleep(drip) // a slow line, nothing waits for it
+		b = b[:min(len(b), dripBytes)]
+	}
 	return c.Conn.Read(b)
 }
 
@@ -114,7 +121,7 @@ func TestSlow_isClosedAloneAndResumes(t *testing.T) {
 	c := start(t, options{replicas: 1, chatbox: unlimited, websocket: `write_wait = "60s"`})
 	v := newValve()
 	slow, fast, other := newUser("ann", c.token("ann")), newUser("ann", c.token("ann")), newUser("bob", c.token("bob"))
-	slow.via = v.client()
+	slow.via, slow.lossy = v.client(), true
 	t.Cleanup(v.let)
 	for _, u := range []*user{slow, fast, other} {
 		require.NoError(t, u.connect(t.Context(), c.direct(0)))
@@ -168,6 +175,45 @@ func TestSlow_isClosedAloneAndResumes(t *testing.T) {
 		assertSame(t, u.events, stored)
 		u.mu.Unlock()
 	}
+}
+
+// dripping sets the pace.
+func (v *valve) dripping(d time.Duration) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.drip = d
+}
+
+// Beyond B6, F6: a client on a line that is too slow for every small delta, but not for the text, gets bigger deltas. It is
+// not closed, though its queue holds far less than the deltas take one by one, and is shown all of the text.
+func TestSlow_getsBiggerDeltasAndStays(t *testing.T) {
+	const queue, tokens = 64 << 10, 8000
+	c := start(t, options{replicas: 1, chatbox: unlimited, env: []string{fmt.Sprintf("CHATBOX__LIMITS__QUEUE_BYTES=%d", queue)}})
+	v := newValve()
+	slow, fast := newUser("ann", c.token("ann")), newUser("ann", c.token("ann"))
+	slow.via = v.client()
+	for _, u := range []*user{slow, fast} {
+		require.NoError(t, u.connect(t.Context(), c.direct(0)))
+		require.NoError(t, u.untilLive(t.Context()))
+	}
+	v.dripping(50 * time.Millisecond) // 20 KiB/s
+	id, err := fast.send(t.Context(), fmt.Sprintf("!tokens %d 1", tokens))
+	require.NoError(t, err)
+	require.NoError(t, fast.untilAnswered(t.Context(), id, 90*time.Second))
+	v.dripping(0)
+	last := fast.at()
+	require.NoError(t, slow.until(t.Context(), 60*time.Second, "the answer", func() bool { return slow.seq >= last || slow.closed != 0 }))
+	fast.mu.Lock()
+	quick := fast.chunks
+	fast.mu.Unlock()
+	slow.mu.Lock()
+	defer slow.mu.Unlock()
+	t.Logf("the answer came in %d frames to the fast client, in %d to the slow one, %d of which were merged", quick, slow.chunks, slow.merged)
+	assert.Zero(t, slow.closed, "closed")
+	assert.Positive(t, slow.merged)
+	assert.Less(t, slow.chunks, quick)
+	assert.Greater(t, quick*200, 4*queue, "the queue was long enough for all")
+	assert.Empty(t, slow.faults) // of the text, too
 }
 
 // logged counts the lines in the log of replica i that hold a text.
