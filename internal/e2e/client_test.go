@@ -76,6 +76,7 @@ type user struct {
 	faults    []string
 	snapshots int
 	chunks    int // frames with a piece of an answer
+	wire      int // their bytes
 	merged    int // those with several chunks
 	closed    websocket.StatusCode
 	changed   chan struct{} // closed and replaced whenever anything above changed
@@ -176,6 +177,7 @@ func (u *user) take(data []byte) {
 	case f.Seq > 0 && f.Type != "pong":
 		u.durable(f)
 	case f.Type == "ai_response":
+		u.wire += len(data)
 		u.chunkOf(f)
 	default:
 		u.frames = append(u.frames, f)
