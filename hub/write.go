@@ -149,7 +149,7 @@ func (c *Client) write(b *batch, n int) {
 				return
 			}
 		}
-		if err := c.sock.writeFrames(b.buf[n:], b.closes, c.writeDeadline()); err != nil {
+		if err := c.sock.writeFrames(b.buf[n:], b.closes, c.writeDeadline); err != nil {
 			c.broken(b, errors.Is(err, os.ErrDeadlineExceeded))
 			return
 		}

@@ -150,7 +150,7 @@ func TestSlow_isClosedAloneAndResumes(t *testing.T) {
 		require.NoError(t, err)
 		return spread(t, "pongs "+what, took)
 	}
-	const rounds = 8 // over 3 MiB: more than a queue and the buffers of a socket hold
+	const rounds = 4 // finals of about 1 MiB: more than the queue and the buffers of a socket hold
 	before := talk("while all read", rounds/2)
 	at := fast.at()
 	require.NoError(t, slow.until(t.Context(), 10*time.Second, "reading with a small window", func() bool { return slow.seq == at && slow.closed == 0 }))
@@ -202,7 +202,7 @@ func (v *valve) dripping(d time.Duration) {
 // Beyond B6, F6: a client on a line that is too slow for every small delta, but not for the text, gets bigger deltas. It is
 // not closed, though its queue holds far less than the deltas take one by one, and is shown all of the text.
 func TestSlow_getsBiggerDeltasAndStays(t *testing.T) {
-	const queue, most = 512 << 10, 5 << 20 // the buffers of a socket take up to 4 MiB
+	const queue, most = 256 << 10, 2 << 20 // far more than the queue and the buffers of a socket hold
 	c := start(t, options{replicas: 1, chatbox: unlimited, env: []string{fmt.Sprintf("CHATBOX__LIMITS__QUEUE_BYTES=%d", queue)}})
 	v := newValve()
 	slow, fast := newUser("ann", c.token("ann")), newUser("ann", c.token("ann"))
