@@ -19,7 +19,7 @@ type chunks struct {
 
 // joinLocked looks at what the client has not taken yet. A chunk that follows on one that waits becomes part of the
 // same frame, so that a slow client gets bigger deltas instead of a longer queue; joined says so. A final or a reset
-// holds the whole text, so the chunks that wait in a long queue are not needed any more. Nothing is held back for this:
+// holds the whole text, so the chunks that wait in a long queue are not needed any more: they make room for it. Nothing is held back for this:
 // what waits goes out with the next write in any case.
 func (c *Client) joinLocked(f *outFrame) (joined bool) {
 	m := f.msg
@@ -27,7 +27,7 @@ func (c *Client) joinLocked(f *outFrame) (joined bool) {
 		return false
 	}
 	if m.Seq > 0 || m.Reset {
-		if c.queued > batchBytes { // less goes out with the same write, and the reader sees it grow
+		if c.queued > c.hub.opts.QueueBytes/2 { // who is less behind sees all of it grow
 			c.supersedeLocked(m)
 		}
 		return false

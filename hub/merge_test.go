@@ -175,11 +175,16 @@ func liveAt(t testing.TB, c *hub.Client, ws *websocket.Conn, topic string) {
 // Beyond B6: whatever the pace at which a client reads, it is shown the text that others are shown, every durable event
 // once, in its place, and is not closed while what it has not read fits into its queue.
 func TestSlowClient_isShownWhatAFastOneIsShown(t *testing.T) {
-	th := newTestHub(t, hub.Options{Merge: mergeText, QueueBytes: 64 << 20})
-	dial := th.onPipes(t)
-	cases, merged := 0, 0
+	long, short := newTestHub(t, hub.Options{Merge: mergeText}), newTestHub(t, hub.Options{Merge: mergeText, QueueBytes: 64 << 10})
+	dialLong, dialShort := long.onPipes(t), short.onPipes(t)
+	cases, merged, closed := 0, 0, 0
 	rapid.Check(t, func(rt *rapid.T) {
 		cases++
+		// With long pieces and a short queue finals and resets stand for what waits before them, and it may be too much.
+		th, dial, piece := long, dialLong, 1
+		if rapid.IntRange(0, 2).Draw(rt, "queue") == 0 {
+			th, dial, piece = short, dialShort, 300
+		}
 		s := &story{hub: th.Hub, topic: fmt.Sprint("case", cases)}
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
@@ -188,8 +193,6 @@ func TestSlowClient_isShownWhatAFastOneIsShown(t *testing.T) {
 		defer func() { _, _ = fastWS.CloseNow(), slowWS.CloseNow() }()
 		liveAt(t, fastClient, fastWS, s.topic)
 		liveAt(t, slowClient, slowWS, s.topic)
-		// With long pieces the queue is longer than a write, and finals and resets stand for what waits before them.
-		piece := rapid.SampledFrom([]int{1, 1, 20_000}).Draw(rt, "piece")
 		fast, slow := &listener{all: piece == 1}, &listener{all: piece == 1}
 		read := make(chan error, 1)
 		go func() { read <- fast.listen(ctx, fastWS) }()
@@ -213,7 +216,9 @@ func TestSlowClient_isShownWhatAFastOneIsShown(t *testing.T) {
 			"final":        func(*rapid.T) { s.final() },
 			"reads": func(rt *rapid.T) {
 				for range rapid.IntRange(1, 3).Draw(rt, "frames") {
-					slowClient.Send([]byte("pong")) // so that there is something
+					if !slowClient.Send([]byte("pong")) && th == short { // so that there is something
+						return
+					}
 					if _, err := slow.next(ctx, slowWS); err != nil {
 						rt.Fatalf("slow client: %v (code %d)", err, slowClient.Code())
 					}
@@ -224,7 +229,10 @@ func TestSlowClient_isShownWhatAFastOneIsShown(t *testing.T) {
 		s.final()
 		fastClient.Send([]byte("end"))
 		slowClient.Send([]byte("end"))
-		if err := slow.listen(ctx, slowWS); err != nil {
+		if err := slow.listen(ctx, slowWS); err != nil && th == short && slowClient.Code() == hub.CodeSlow {
+			closed++
+			return
+		} else if err != nil {
 			rt.Fatalf("slow client: %v (code %d)", err, slowClient.Code())
 		}
 		if err := <-read; err != nil {
@@ -241,7 +249,8 @@ func TestSlowClient_isShownWhatAFastOneIsShown(t *testing.T) {
 		merged += slow.merged
 	})
 	require.Positive(t, merged, "nothing was ever merged")
-	t.Logf("%d merged frames in %d cases", merged, cases)
+	require.Less(t, closed, cases/5)
+	t.Logf("%d merged frames in %d cases, %d slow clients closed", merged, cases, closed)
 }
 
 // Promise 44, Beyond B6: a client that does not keep up with the pace of small deltas gets bigger ones and stays. Only one that
@@ -279,7 +288,7 @@ func TestSlowClient_getsBiggerDeltasAndIsClosedOnlyWhenTheTextIsTooMuch(t *testi
 
 // The final holds the whole text: a client that is far behind is not sent the pieces before it.
 func TestSlowClient_isNotSentPiecesThatTheFinalRepeats(t *testing.T) {
-	th := newTestHub(t, hub.Options{Merge: mergeText})
+	th := newTestHub(t, hub.Options{Merge: mergeText, QueueBytes: 300_000})
 	c, ws := th.onPipes(t)(t)
 	liveAt(t, c, ws, "s")
 	s := &story{hub: th.Hub, topic: "s"}
