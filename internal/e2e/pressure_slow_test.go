@@ -118,8 +118,7 @@ func (u *user) pongs() (n int) {
 // nothing, the slow one is closed with 4002 instead of being kept in memory without bound, and resumes with everything.
 func TestSlow_isClosedAloneAndResumes(t *testing.T) {
 	// The long wait leaves time to see the close: by then it is the queue's size that has decided, not a write's time.
-	// The short queue is full before the log is so long that the slow one would resume with a snapshot.
-	c := start(t, options{replicas: 1, chatbox: unlimited, websocket: `write_wait = "60s"`, env: []string{"CHATBOX__LIMITS__QUEUE_BYTES=262144"}})
+	c := start(t, options{replicas: 1, chatbox: unlimited, websocket: `write_wait = "60s"`, env: []string{"CHATBOX__LIMITS__QUEUE_BYTES=262144"}, farMongo: true})
 	v := newValve()
 	slow, fast, other := newUser("ann", c.token("ann")), newUser("ann", c.token("ann")), newUser("bob", c.token("bob"))
 	slow.via, slow.lossy = v.client(), true
@@ -154,6 +153,7 @@ func TestSlow_isClosedAloneAndResumes(t *testing.T) {
 	before := talk("while all read", rounds/2)
 	at := fast.at()
 	require.NoError(t, slow.until(t.Context(), 10*time.Second, "reading with a small window", func() bool { return slow.seq == at && slow.closed == 0 }))
+	c.mongoLink.Cut() // the log keeps what is not in MongoDB: the slow one resumes without a snapshot
 	v.shut()
 	during := talk("while one does not read", rounds)
 	assert.Less(t, during, 5*before+500*time.Millisecond, "another user waits for the slow one")
@@ -169,6 +169,7 @@ func TestSlow_isClosedAloneAndResumes(t *testing.T) {
 	require.NoError(t, slow.untilLive(t.Context()))
 	last := fast.at()
 	require.NoError(t, slow.until(t.Context(), 10*time.Second, "what was missed", func() bool { return slow.seq >= last }))
+	require.NoError(t, c.mongoLink.Heal())
 	stored := c.flushed(fast.sessionID, last)
 	for _, u := range []*user{slow, fast} {
 		u.mu.Lock()
@@ -176,6 +177,9 @@ func TestSlow_isClosedAloneAndResumes(t *testing.T) {
 		assertSame(t, u.events, stored)
 		u.mu.Unlock()
 	}
+	slow.mu.Lock()
+	defer slow.mu.Unlock()
+	assert.Equal(t, 1, slow.snapshots)
 }
 
 // deltas is how many bytes the pieces of answers took on the wire.
