@@ -58,7 +58,7 @@ func (h *Hub) Accept(w http.ResponseWriter, r *http.Request, opts AcceptOptions)
 	ws.SetReadLimit(-1) // readFrame counts, so that an error frame can come before the close
 	c.ws, c.sock = ws, hj.sock
 	if !h.add(c) { // the drain began during the upgrade; what has gone wrong with the socket does not matter any more
-		_ = c.sock.writeFrames(appendFrame(nil, opClose, closePayload(CodeDrain, "server stops")), true, time.Now().Add(closeGrace))
+		_ = c.sock.writeFrames(appendFrame(nil, opClose, closePayload(CodeDrain, "server stops")), true, func() time.Time { return time.Now().Add(closeGrace) })
 		_ = ws.CloseNow()
 		return nil, ErrDraining
 	}

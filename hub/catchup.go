@@ -195,7 +195,7 @@ func (m *member) goLiveLocked(page *Page, at mark, k *kicks) (live bool, err err
 		return false, nil
 	}
 	m.rerunLocked(page.Running, true, k)
-	m.pushLocked(m.hello, true, k)
+	m.pushLocked(m.hello, nil, true, k)
 	m.hello = nil
 	kept := m.kept
 	m.kept = keep{}

@@ -8,6 +8,8 @@
 // Loss. Nothing durable is skipped silently. A client that falls behind by more than Options.QueueBytes, or
 // does not take what it is sent within Options.WriteWait, is closed with CodeSlow and is expected to resume
 // from its cursor. Events that are not durable may be lost with the bus; Resync repairs the running answer.
+// Chunks of an answer that wait for a slow client are merged into bigger ones (Options.Merge), and left out where a
+// reset or the final, which hold the whole text, come behind half of what may wait.
 //
 // Concurrency. All methods may be called concurrently, from Handler methods too. Publish never waits for a
 // socket, a lock held during I/O, or the Source. Locks are taken in the order Hub.mu, topic.mu, Client.mu; the

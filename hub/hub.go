@@ -26,11 +26,15 @@ type Options struct {
 	QueueBytes int
 	MaxFrame   int           // largest message from a client, bytes; zero means 64 KiB
 	WriteWait  time.Duration // a socket that takes nothing for so long is slow; also the limit of a close. Zero means 10 s
-	Idle       time.Duration // without a message or ping from the client it is closed; zero means 90 s
-	PingEvery  time.Duration // pings by the server, which keep proxies from cutting quiet sockets; zero means none
-	ReadWait   time.Duration // limit of one Source.Read, after which it is tried again; zero means 10 s
-	OnSlow     func(*Client) // called once for each client closed with CodeSlow, when it is gone; nil means nothing
-	Log        *slog.Logger  // nil means discard
+	// Merge makes one frame of consecutive chunks of one attempt, which a slow client gets in place of theirs: first
+	// and last are the chunks at the ends, text is the Delta of all of them. If first is a Reset, so is what it makes.
+	// It is called with locks held. Nil means that every chunk is sent as it is.
+	Merge     func(first, last *Message, text []byte) []byte
+	Idle      time.Duration // without a message or ping from the client it is closed; zero means 90 s
+	PingEvery time.Duration // pings by the server, which keep proxies from cutting quiet sockets; zero means none
+	ReadWait  time.Duration // limit of one Source.Read, after which it is tried again; zero means 10 s
+	OnSlow    func(*Client) // called once for each client closed with CodeSlow, when it is gone; nil means nothing
+	Log       *slog.Logger  // nil means discard
 }
 
 // Hub is the registry of one replica's sockets. See the package comment for what it promises.

@@ -191,3 +191,31 @@ func heapInUse() int64 {
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapInuse + m.StackInuse)
 }
+
+// BenchmarkChunks publishes the chunks of an answer to many live clients that keep up: what merging for those who don't
+// costs them.
+func BenchmarkChunks(b *testing.B) {
+	for _, clients := range []int{1, 100} {
+		b.Run(fmt.Sprint("clients=", clients), func(b *testing.B) {
+			th := newTestHub(b, hub.Options{QueueBytes: 64 << 20, Merge: mergeText})
+			var got atomic.Int64
+			for range clients {
+				conn := drain(b, strings.TrimPrefix(th.url, "http://"), &got)
+				defer conn.Close()
+				require.NoError(b, (<-th.accepted).Join("s", hub.Position{Epoch: "1"}, []byte("live")))
+			}
+			require.Eventually(b, func() bool { return got.Load() == int64(clients*(len("live")+2)) }, 20*time.Second, time.Millisecond)
+			data := []byte(strings.Repeat("x", 200))
+			b.ResetTimer()
+			for i := range b.N {
+				before := got.Load()
+				th.Publish(hub.Message{Topic: "s", Answer: "a", Attempt: 1, Chunk: i + 1, Delta: data[:8], Data: data})
+				for got.Load() < before+int64(clients)*204 { // they keep up: nothing is merged
+					runtime.Gosched()
+				}
+			}
+			b.StopTimer()
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*clients), "ns/delivery")
+		})
+	}
+}

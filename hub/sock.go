@@ -28,8 +28,16 @@ type sock struct {
 	closeOut bool       // a close frame has been written; nothing may follow
 }
 
+// unsentBytes is about how much the kernel may keep for a peer that does not take it, beside what is under way. It takes
+// megabytes else, which a slow client would have to read before it sees anything new, and which could not be merged.
+const unsentBytes = 128 << 10
+
 func newSock(conn net.Conn, before []byte) *sock {
-	return &sock{Conn: conn, raw: rawConn(conn), before: before}
+	s := &sock{Conn: conn, raw: rawConn(conn), before: before}
+	if s.raw != nil {
+		limitUnsent(s.raw, unsentBytes)
+	}
+	return s
 }
 
 func (s *sock) Read(p []byte) (int, error) {
@@ -56,20 +64,27 @@ func (s *sock) Write(p []byte) (int, error) {
 	return s.Conn.Write(p)
 }
 
-// writeFrames writes whole frames and waits at most until deadline. closes says that the last one is a close
-// frame. An error leaves the stream torn: the connection is of no use afterwards.
-func (s *sock) writeFrames(p []byte, closes bool, deadline time.Time) error {
+// writeBytes is how much must be taken before a deadline.
+const writeBytes = 16 << 10
+
+// writeFrames writes whole frames and waits for each part of them at most until deadline says so. closes says that the
+// last one is a close frame. An error leaves the stream torn: the connection is of no use afterwards.
+func (s *sock) writeFrames(p []byte, closes bool, deadline func() time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closeOut {
 		return net.ErrClosed
 	}
-	if err := s.SetWriteDeadline(deadline); err != nil {
-		return err
-	}
 	s.closeOut = closes
-	if _, err := s.Conn.Write(p); err != nil {
-		return err
+	for len(p) > 0 {
+		part := p[:min(writeBytes, len(p))]
+		if err := s.SetWriteDeadline(deadline()); err != nil {
+			return err
+		}
+		if _, err := s.Conn.Write(part); err != nil {
+			return err
+		}
+		p = p[len(part):]
 	}
 	// A deadline that passes later would make tryFrames fail for no reason.
 	return s.SetWriteDeadline(time.Time{})

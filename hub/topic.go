@@ -215,7 +215,7 @@ func (m *member) deliverLocked(msg *Message, snapshot, paged bool, k *kicks) {
 	if msg.Answer != "" {
 		m.run.set(msg)
 	}
-	m.pushLocked(data, paged, k)
+	m.pushLocked(data, msg, paged, k)
 	if snapshot {
 		m.settleLocked(k)
 	}
@@ -227,7 +227,7 @@ func (m *member) settleLocked(k *kicks) {
 		if e.seq == 0 || e.seq > m.cursor.Seq {
 			return false
 		}
-		m.pushLocked(e.frame(e.seq), false, k)
+		m.pushLocked(e.frame(e.seq), nil, false, k)
 		return true
 	})
 }
@@ -240,22 +240,23 @@ func (m *member) showLocked(msg *Message, k *kicks) {
 		}
 		m.run.set(msg)
 	}
-	m.pushLocked(msg.Data, false, k)
+	m.pushLocked(msg.Data, msg, false, k)
 }
 
 // rerunLocked shows the running answer, all of it.
 func (m *member) rerunLocked(running *Message, paged bool, k *kicks) {
 	if running != nil {
 		m.run.set(running)
-		m.pushLocked(running.Data, paged, k)
+		m.pushLocked(running.Data, running, paged, k)
 	}
 }
 
-func (m *member) pushLocked(data []byte, paged bool, k *kicks) {
+// pushLocked queues a frame. msg is what it is of, nil if it has no place in the topic.
+func (m *member) pushLocked(data []byte, msg *Message, paged bool, k *kicks) {
 	if data == nil {
 		return
 	}
-	if _, kick := m.c.push(outFrame{op: opText, paged: paged, data: data}); kick {
+	if _, kick := m.c.push(outFrame{op: opText, paged: paged, data: data, msg: msg}); kick {
 		k.add(m.c)
 	}
 }

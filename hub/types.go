@@ -31,7 +31,11 @@ type Message struct {
 	// event a non-empty Answer says that the answer is complete: later chunks of it are dropped.
 	Answer         string
 	Attempt, Chunk int
-	Data           []byte // the frame
+	Reset          bool // of a chunk: Data holds the whole text up to and including Chunk
+	// Delta is the text of a chunk as it stands in Data. Chunks that wait for a slow client are joined by it, see
+	// Options.Merge; nil keeps this one as it is.
+	Delta []byte
+	Data  []byte // the frame
 }
 
 // Page is a run of durable messages, oldest first.

@@ -16,16 +16,26 @@ const (
 
 // outFrame is one frame that waits to be written.
 type outFrame struct {
-	op    byte
-	paged bool // part of a page or of a close: paced by its sender, not counted against QueueBytes
-	data  []byte
+	op     byte
+	paged  bool // part of a page or of a close: paced by its sender, not counted against QueueBytes
+	data   []byte
+	msg    *Message // what it is of; nil: of no topic, or nothing that has a place in it
+	chunks *chunks  // the chunks from that of data up to msg, nil when it is one frame
+}
+
+// size is about how many bytes the frame takes.
+func (f *outFrame) size() int {
+	if f.chunks != nil {
+		return len(f.data) + f.chunks.added
+	}
+	return len(f.data)
 }
 
 func (f *outFrame) cost() int {
 	if f.paged {
 		return 0
 	}
-	return len(f.data) + frameCost
+	return f.size() + frameCost
 }
 
 // batch is what one write carries.
@@ -59,6 +69,9 @@ func (c *Client) push(f outFrame) (ok, kick bool) {
 	defer c.mu.Unlock()
 	if c.closing || c.gone {
 		return false, false
+	}
+	if len(c.queue) > 0 && f.msg != nil && f.msg.Answer != "" && c.joinLocked(&f) {
+		return true, false // whoever writes finds it
 	}
 	cost := f.cost()
 	if cost > 0 && c.queued > 0 && c.queued+cost > c.hub.opts.QueueBytes {
@@ -136,7 +149,7 @@ func (c *Client) write(b *batch, n int) {
 				return
 			}
 		}
-		if err := c.sock.writeFrames(b.buf[n:], b.closes, c.writeDeadline()); err != nil {
+		if err := c.sock.writeFrames(b.buf[n:], b.closes, c.writeDeadline); err != nil {
 			c.broken(b, errors.Is(err, os.ErrDeadlineExceeded))
 			return
 		}
@@ -171,10 +184,14 @@ func (c *Client) take() *batch {
 	taken := 0
 	for i := range c.queue {
 		f := &c.queue[i]
-		if taken > 0 && len(b.buf)+len(f.data) > batchBytes {
+		if taken > 0 && len(b.buf)+f.size() > batchBytes {
 			break
 		}
-		b.buf = appendFrame(b.buf, f.op, f.data)
+		if f.chunks != nil {
+			b.buf = appendFrame(b.buf, f.op, c.hub.opts.Merge(f.chunks.first, f.msg, f.chunks.text))
+		} else {
+			b.buf = appendFrame(b.buf, f.op, f.data)
+		}
 		b.cost += f.cost()
 		taken++
 		if f.op == opClose {

@@ -112,9 +112,14 @@ func hubMessage(m sessionstore.Message) hub.Message {
 		out.Key = sessionstore.MessageKey(m.Sender, m.MessageID)
 	}
 	if m.Type == sessionstore.TypeAIResponse {
-		out.Answer, out.Attempt, out.Chunk = m.MessageID, m.Attempt, m.Chunk
+		out.Answer, out.Attempt, out.Chunk, out.Reset, out.Delta = m.MessageID, m.Attempt, m.Chunk, m.Reset, m.Delta
 	}
 	return out
+}
+
+// mergeChunks is the hub's Merge.
+func mergeChunks(first, last *hub.Message, text []byte) []byte {
+	return sessionstore.Merge(last.Data, last.Delta, first.Chunk, first.Reset, text)
 }
 
 // Signaler hears what happens in sessions that this replica is answering in.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -21,7 +22,7 @@ func event(seq int64, h sessionstore.Header, content string) sessionstore.Messag
 	ev := sessionstore.Event{Header: h, Body: sessionstore.Body{Content: content}, Seq: seq}
 	return sessionstore.Message{
 		SessionID: "p01-s", Epoch: "1-a", Seq: seq, Type: h.Type, Sender: h.Sender, MessageID: h.MessageID,
-		Attempt: h.Attempt, Chunk: h.Chunk, Frame: ev.Frame(),
+		Attempt: h.Attempt, Chunk: h.Chunk, Reset: h.Reset, Frame: ev.Frame(),
 	}
 }
 
@@ -40,6 +41,10 @@ func TestHubMessage_ofEveryKind(t *testing.T) {
 			sessionstore.Header{Type: sessionstore.TypeAIResponse, Sender: sessionstore.SenderAI, MessageID: "a1", Attempt: 2, Chunk: 5}, 0,
 			hub.Message{Answer: "a1", Attempt: 2, Chunk: 5},
 		},
+		"a reset": {
+			sessionstore.Header{Type: sessionstore.TypeAIResponse, Sender: sessionstore.SenderAI, MessageID: "a1", Attempt: 3, Chunk: 1, Reset: true}, 0,
+			hub.Message{Answer: "a1", Attempt: 3, Chunk: 1, Reset: true},
+		},
 		"a final": { // marks the answer as complete: later chunks of it are dropped
 			sessionstore.Header{Type: sessionstore.TypeAIResponse, Sender: sessionstore.SenderAI, MessageID: "a1"}, 8,
 			hub.Message{Seq: 8, Key: "ai:a1", Answer: "a1"},
@@ -56,6 +61,25 @@ func TestHubMessage_ofEveryKind(t *testing.T) {
 			assert.Equal(t, c.want, hubMessage(m))
 		})
 	}
+}
+
+// What the hub makes of chunks that wait for a slow client is one frame of the protocol.
+func TestMergeChunks_makesOneFrameOfSeveral(t *testing.T) {
+	chunk := func(n int, reset bool, text string) *hub.Message {
+		h := sessionstore.Header{Type: sessionstore.TypeAIResponse, SessionID: "p01-s", Sender: sessionstore.SenderAI, MessageID: "a1", Attempt: 2, Chunk: n, Reset: reset}
+		body := sessionstore.Body{Delta: text}.Fragment()
+		m := hubMessage(sessionstore.Message{
+			SessionID: "p01-s", Type: h.Type, MessageID: "a1", Attempt: 2, Chunk: n, Reset: reset,
+			Delta: sessionstore.DeltaOf(body), Frame: sessionstore.Frame(0, h.Fragment(), body),
+		})
+		return &m
+	}
+	last := chunk(7, false, `"third"`)
+	text := slices.Concat(chunk(5, false, "first\n").Delta, chunk(6, false, " second ").Delta, last.Delta)
+	assert.JSONEq(t, `{"type":"ai_response","session_id":"p01-s","message_id":"a1","sender":"ai","attempt":2,"first_chunk":5,"chunk":7,"delta":"first\n second \"third\""}`,
+		string(mergeChunks(chunk(5, false, ""), last, text)))
+	assert.JSONEq(t, `{"type":"ai_response","session_id":"p01-s","message_id":"a1","sender":"ai","attempt":2,"chunk":7,"reset":true,"delta":"first\n second \"third\""}`,
+		string(mergeChunks(chunk(1, true, ""), last, text)))
 }
 
 // pageOf is a store that has one page.

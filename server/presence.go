@@ -100,7 +100,8 @@ func (s *Server) reopen(ctx context.Context, c *hub.Client) {
 	}
 	switch {
 	case err == nil && opened.Session.ID == p.sessionID:
-		if c.Context().Err() != nil { // it has left meanwhile, perhaps before it was put back
+		p.named.Store(opened.Session.Name != "") // Redis may have lost it
+		if c.Context().Err() != nil {            // it has left meanwhile, perhaps before it was put back
 			s.dismiss(ctx, live.Conn{SessionID: p.sessionID, ConnID: p.connID})
 		}
 	case err == nil:

@@ -155,7 +155,7 @@ func New(deps Deps) (*Server, error) {
 	s.revival = prompt{deps.Revival, &s.health}
 	h, err := hub.New(hub.Options{
 		Source: feed{deps.Live, s.revival, newWhole(deps.History, &s.health, s.log.With("component", "feed"))}, QueueBytes: s.opts.QueueBytes, MaxFrame: protocol.MaxFrame, WriteWait: s.opts.WriteWait,
-		Idle: s.opts.Idle, PingEvery: s.opts.PingEvery, Log: s.log.With("component", "hub"),
+		Merge: mergeChunks, Idle: s.opts.Idle, PingEvery: s.opts.PingEvery, Log: s.log.With("component", "hub"),
 	})
 	if err != nil {
 		return nil, err

@@ -84,31 +84,45 @@ func (s *Server) listSessions(c echo.Context) error {
 		return err
 	}
 	user, cursor := identity(c).UserID, c.QueryParam("cursor")
-	docs, next, err := s.deps.Archive.Sessions(ctx, user, cursor, limit)
-	partial := errors.Is(err, sessionstore.ErrArchive)
-	if err != nil && !partial {
-		return fmt.Errorf("list sessions: %w", err)
-	}
 	active, found, err := s.deps.Live.Active(ctx, user)
 	if err != nil {
 		return fmt.Errorf("read active session: %w", err)
 	}
-	items := make([]sessionItem, 0, len(docs)+1)
+	items := make([]sessionItem, 0, limit)
 	if found && active.Messages > 0 && cursor == "" {
 		items = append(items, item(active)) // in use now, so it is the latest
+	}
+	if cursor == cursorStored {
+		cursor = ""
+	}
+	docs, next, err := s.deps.Archive.Sessions(ctx, user, cursor, max(1, limit-len(items)))
+	partial := errors.Is(err, sessionstore.ErrArchive)
+	if err != nil && !partial {
+		return fmt.Errorf("list sessions: %w", err)
+	}
+	if len(items) == limit && len(docs) > 0 { // the active one is all that there is room for
+		docs, next = nil, cursorStored
 	}
 	for _, doc := range docs {
 		if found && doc.Session.ID == active.ID {
 			continue
 		}
 		sess, err := s.current(ctx, doc)
-		if err != nil {
+		if errors.Is(err, errName) { // better without its name than none of them
+			s.log.Error("session is listed without its name", "component", "http", "user_id", user, "session_id", sess.ID, "error", err.Error())
+		} else if err != nil {
 			return err
 		}
 		items = append(items, item(sess))
 	}
 	return c.JSON(http.StatusOK, list{Items: items, Next: next, Partial: partial})
 }
+
+// cursorStored is the page of all stored sessions, from the first.
+const cursorStored = "stored"
+
+// errName says that only the name of a session cannot be read.
+var errName = errors.New("name cannot be opened")
 
 // current returns a stored session as it is now: one that has just ended may still be active in MongoDB, until the
 // flusher has come by.
@@ -127,7 +141,7 @@ func (s *Server) named(doc sessionstore.SessionDoc) (sessionstore.Session, error
 	sess := doc.Session
 	name, err := s.deps.History.Name(doc)
 	if err != nil {
-		return sess, fmt.Errorf("open name of session %s: %w", sess.ID, err)
+		return sess, fmt.Errorf("session %s: %w: %w", sess.ID, errName, err)
 	}
 	sess.Name = name
 	return sess, nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -108,6 +109,36 @@ func TestList_showsTheActiveSessionOnce(t *testing.T) {
 	assert.Equal(t, []string{"p01-old"}, ids(got.Items))
 }
 
+// A page holds as many sessions as were asked for, the active one included, and the pages together hold each once.
+func TestList_holdsNoMoreThanTheLimit(t *testing.T) {
+	r := newReplica(t)
+	r.talk(t, "ann", "p01-now")
+	for i := range 4 {
+		r.old(t, "ann", fmt.Sprint("p01-old", i), "Old")
+	}
+	r.archive.SessionsFn = func(_ context.Context, _, cursor string, limit int) ([]sessionstore.SessionDoc, string, error) {
+		from, _ := strconv.Atoi(cursor)
+		to := min(from+limit, len(r.archive.docs))
+		next := ""
+		if to < len(r.archive.docs) {
+			next = strconv.Itoa(to)
+		}
+		return r.archive.docs[from:to], next, nil
+	}
+	for limit := 1; limit <= 6; limit++ {
+		var all []string
+		for cursor := ""; ; {
+			got := listOf[sessionItem](t, r.do(t, "ann", http.MethodGet, fmt.Sprintf("/chat/sessions?limit=%d&cursor=%s", limit, cursor)))
+			require.LessOrEqual(t, len(got.Items), limit)
+			all = append(all, ids(got.Items)...)
+			if cursor = got.Next; cursor == "" {
+				break
+			}
+		}
+		require.Equal(t, []string{"p01-now", "p01-old0", "p01-old1", "p01-old2", "p01-old3"}, all, "limit %d", limit)
+	}
+}
+
 // A session that has ended while MongoDB still has it as active is shown as ended.
 func TestList_doesNotShowAnEndedSessionAsActive(t *testing.T) {
 	r := newReplica(t)
@@ -175,12 +206,18 @@ func TestQuery_thatIsNotWellFormed(t *testing.T) {
 	}
 }
 
-// A session whose name cannot be opened is our failure, not an empty name.
+// A session whose name cannot be opened is our failure, which is told, but not one that hides the user's others.
 func TestList_ofASessionWhoseNameCannotBeOpened(t *testing.T) {
 	r := newReplica(t)
 	r.old(t, "ann", "p01-old", "Old")
+	r.old(t, "ann", "p01-older", "Older")
 	r.archive.docs[0].SealedName[20] ^= 1
-	refused(t, r.do(t, "ann", http.MethodGet, "/chat/sessions"), http.StatusInternalServerError, protocol.CodeInternal)
+	got := listOf[sessionItem](t, r.do(t, "ann", http.MethodGet, "/chat/sessions"))
+	require.Equal(t, []string{"p01-old", "p01-older"}, ids(got.Items))
+	assert.Empty(t, got.Items[0].Name)
+	assert.EqualValues(t, 4, got.Items[0].MessageCount)
+	assert.Equal(t, "Older", got.Items[1].Name)
+	require.Len(t, r.logs.lines(t, "session is listed without its name"), 1)
 	refused(t, r.do(t, "ann", http.MethodGet, "/chat/sessions/p01-old"), http.StatusInternalServerError, protocol.CodeInternal)
 }
 

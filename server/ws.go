@@ -65,6 +65,7 @@ func (s *Server) socket(c echo.Context) error {
 		return errTooMany
 	}
 	p.expires.Store(id.Expires.Unix())
+	p.named.Store(opened.Session.Name != "")
 	p.tokens, p.refilled = float64(s.opts.SocketBurst), time.Now()
 	client, err := s.hub.Accept(c.Response(), r, hub.AcceptOptions{
 		Subprotocol: protocol.Subprotocol, ID: connID, Handler: p, InsecureSkipVerify: true, // the origin was checked above, exactly
@@ -183,6 +184,7 @@ type peer struct {
 
 	expires atomic.Int64 // unix seconds of the token's end
 	warned  atomic.Bool  // auth_required has been sent for this token
+	named   atomic.Bool  // the session has a name
 
 	// Owned by Frame.
 	tokens   float64
@@ -248,9 +250,9 @@ func (p *peer) handle(ctx context.Context, c *hub.Client, f protocol.Frame) erro
 		if !p.passTyping(f.Active, time.Now()) {
 			return nil
 		}
-		return p.server.deps.Chat.Frame(ctx, c, chat.From{SessionID: p.sessionID, UserID: p.userID}, f)
+		return p.server.deps.Chat.Frame(ctx, c, chat.From{SessionID: p.sessionID, UserID: p.userID, Named: &p.named}, f)
 	default:
-		return p.server.deps.Chat.Frame(ctx, c, chat.From{SessionID: p.sessionID, UserID: p.userID}, f)
+		return p.server.deps.Chat.Frame(ctx, c, chat.From{SessionID: p.sessionID, UserID: p.userID, Named: &p.named}, f)
 	}
 }
 

@@ -117,7 +117,11 @@ type Message struct {
 	MessageID string
 	Attempt   int // of chunks
 	Chunk     int
-	Frame     []byte
+	Reset     bool
+	// Delta is the text of a chunk as it stands in Frame, escaped and without its quotes. Nil: Frame is not such that
+	// Merge could put another text there.
+	Delta []byte
+	Frame []byte
 }
 
 // Page is a run of messages from one session, oldest first.

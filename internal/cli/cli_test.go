@@ -298,6 +298,48 @@ func TestLogger_writesJSONLinesWithSourceFromWarningsOn(t *testing.T) {
 	assert.False(t, cli.NewLogger(io.Discard, "error").Enabled(t.Context(), slog.LevelWarn))
 }
 
+// full is a disk with room for what is asked, when it is asked for.
+type full struct {
+	bytes.Buffer
+	room bool
+	rest int // bytes that there still are when there is no room
+}
+
+func (f *full) Write(p []byte) (int, error) {
+	if !f.room {
+		n, _ := f.Buffer.Write(p[:min(len(p), f.rest)])
+		f.rest -= n
+		return n, errors.New("no space left on device")
+	}
+	return f.Buffer.Write(p)
+}
+
+// Beyond B9, F29: with the disk full nothing stops, and what was not written is told of as soon as there is room.
+func TestLogger_tellsHowManyLinesItCouldNotWrite(t *testing.T) {
+	out := &full{room: true}
+	log := cli.NewLogger(out, "info")
+	log.Info("before")
+	out.room, out.rest = false, 10
+	for range 3 {
+		log.Info("lost")
+	}
+	out.room = true
+	log.Info("after")
+	log.Info("later")
+	var got []string
+	for line := range strings.Lines(out.String()) {
+		var l struct {
+			Msg, Reason string
+			Lines       int
+		}
+		if json.Unmarshal([]byte(line), &l) != nil {
+			l.Msg = "torn"
+		}
+		got = append(got, strings.TrimSpace(fmt.Sprint(l.Msg, " ", l.Lines, " ", l.Reason)))
+	}
+	assert.Equal(t, []string{"before 0", "torn 0", "after 0", "log lines were lost 3 no space left on device", "later 0"}, got)
+}
+
 func TestLogger_keepsLinesWholeUnderConcurrency(t *testing.T) {
 	var out bytes.Buffer
 	log := cli.NewLogger(&out, "info")

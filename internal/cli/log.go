@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"log/slog"
@@ -17,7 +18,8 @@ const (
 )
 
 // NewLogger returns a logger that writes one JSON object per line: time, level, msg and the attributes, and for
-// warnings and errors also source, as directory/file.go:line. An unknown level means info.
+// warnings and errors also source, as directory/file.go:line. An unknown level means info. Lines that w does not take are
+// told of as soon as it takes some again.
 func NewLogger(w io.Writer, level string) *slog.Logger {
 	var least slog.Level
 	if err := least.UnmarshalText([]byte(level)); err != nil {
@@ -63,14 +65,45 @@ func (h *levelHandler) WithGroup(name string) slog.Handler {
 	return &levelHandler{plain: h.plain.WithGroup(name), located: h.located.WithGroup(name)}
 }
 
-// lineWriter writes one line at a time.
+// lineWriter writes one line at a time. Lines that cannot be written, because the disk is full for example, are counted,
+// and how many there were is told by the first line that can be.
 type lineWriter struct {
-	mu sync.Mutex // held during the write: lines must not mix
-	w  io.Writer
+	w io.Writer
+
+	mu     sync.Mutex // held during the write: lines must not mix
+	lost   int
+	reason string // of the first that was lost
+	torn   bool   // a part of the last one was written
 }
 
 func (l *lineWriter) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.w.Write(p)
+	if l.torn {
+		if _, err := l.w.Write([]byte{'\n'}); err != nil {
+			l.lost++
+			return 0, err
+		}
+		l.torn = false
+	}
+	n, err := l.w.Write(p)
+	l.torn = err != nil && n > 0
+	switch {
+	case err != nil && l.lost == 0:
+		l.lost, l.reason = 1, err.Error()
+	case err != nil:
+		l.lost++
+	case l.lost > 0:
+		l.tellLocked()
+	}
+	return n, err
+}
+
+// tellLocked writes a line about those that were lost.
+func (l *lineWriter) tellLocked() {
+	var line bytes.Buffer
+	slog.New(slog.NewJSONHandler(&line, nil)).Warn("log lines were lost", "component", "log", "lines", l.lost, keyReason, l.reason)
+	if _, err := l.w.Write(line.Bytes()); err == nil {
+		l.lost, l.reason = 0, ""
+	}
 }

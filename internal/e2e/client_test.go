@@ -29,6 +29,7 @@ type frame struct {
 	Delta     string            `json:"delta"`
 	Attempt   int               `json:"attempt"`
 	Chunk     int               `json:"chunk"`
+	First     int               `json:"first_chunk"`
 	Reset     bool              `json:"reset"`
 	Resumed   bool              `json:"resumed"`
 	Recovered bool              `json:"recovered"`
@@ -53,7 +54,7 @@ type user struct {
 	token string
 	id    string
 	via   *http.Client // that sockets are opened with; nil: the default one
-	lossy bool         // subscriptions are being broken: the last chunks before a final may be missing; set before connect
+	lossy bool         // subscriptions are being broken, or it is too slow: the last chunks before a final may be missing; set before connect
 
 	mu        sync.Mutex // guards the fields below
 	sessionID string
@@ -74,6 +75,9 @@ type user struct {
 	frames    []frame              // everything else: pongs, errors, loading
 	faults    []string
 	snapshots int
+	chunks    int // frames with a piece of an answer
+	wire      int // their bytes
+	merged    int // those with several chunks
 	closed    websocket.StatusCode
 	changed   chan struct{} // closed and replaced whenever anything above changed
 
@@ -173,6 +177,7 @@ func (u *user) take(data []byte) {
 	case f.Seq > 0 && f.Type != "pong":
 		u.durable(f)
 	case f.Type == "ai_response":
+		u.wire += len(data)
 		u.chunkOf(f)
 	default:
 		u.frames = append(u.frames, f)
@@ -336,17 +341,26 @@ func (u *user) chunkOf(f frame) {
 	if key := fmt.Sprintf("%s/%d", f.MessageID, f.Attempt); u.begun[key].IsZero() {
 		u.begun[key] = time.Now()
 	}
+	u.chunks++
+	if f.First > 0 {
+		u.merged++
+	} else {
+		f.First = f.Chunk
+	}
+	if f.First > f.Chunk {
+		u.fault("chunks %d to %d", f.First, f.Chunk)
+	}
 	r := u.running[f.MessageID]
 	if r == nil {
 		r = &running{attempt: f.Attempt}
 		u.running[f.MessageID] = r
-		r.broken = f.Chunk != 1 && !f.Reset
+		r.broken = f.First != 1 && !f.Reset
 	}
 	switch {
 	case f.Reset && (f.Attempt > r.attempt || f.Attempt == r.attempt && f.Chunk >= r.chunk):
 		*r = running{attempt: f.Attempt, chunk: f.Chunk, text: f.Delta + f.Content}
-	case f.Attempt == r.attempt && f.Chunk == r.chunk+1:
-		r.chunk++
+	case f.Attempt == r.attempt && f.First == r.chunk+1:
+		r.chunk = f.Chunk
 		r.text += f.Delta
 	case f.Attempt < r.attempt || f.Attempt == r.attempt && f.Chunk <= r.chunk:
 	default:

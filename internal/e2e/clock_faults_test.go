@@ -56,7 +56,7 @@ func startSkewed(t testing.TB, o options, off ...time.Duration) *clocks {
 		require.NoError(t, clock.Set(off[i]))
 		cs.all = append(cs.all, clock)
 	}
-	o.replicas, o.build = len(off), skewableBinary
+	o.replicas, o.binary = len(off), skewableBinary(t)
 	o.envOf = func(i int) []string { return []string{cs.all[i].Env()} }
 	cs.c = start(t, o)
 	for i := range off {

@@ -100,7 +100,8 @@ type options struct {
 	farMongo  bool                            // the replicas reach MongoDB over a link, c.mongoLink
 	env       []string                        // NAME=value for all replicas; stands above the file
 	model     func(http.Handler) http.Handler // put in front of the scripted model
-	build     func(testing.TB) string         // makes the replicas' binary, default binary
+	binary    string                          // that the replicas are; default: this version
+	wrap      func(*rig.Spec)                 // changes how a replica is started
 	envOf     func(replica int) []string      // like env, for one replica; nil: none
 }
 
@@ -136,11 +137,10 @@ func start(t testing.TB, o options) *cluster {
 		o.window = 15 * time.Minute
 	}
 	c := &cluster{t: t, dir: t.TempDir(), opts: o, redisPort: rig.FreePort(), mongoPort: rig.FreePort()}
-	build := o.build
-	if build == nil {
-		build = binary
+	bin := o.binary
+	if bin == "" {
+		bin = binary(t)
 	}
-	bin := build(t)
 	if !o.noRedis && o.redisURL == "" {
 		c.startRedis()
 	}
@@ -273,10 +273,14 @@ func (c *cluster) startReplica(i int, bin string) {
 	if c.links != nil {
 		env = append(env, "CHATBOX__REDIS__URL="+c.redisAt(c.links[i].Addr()))
 	}
-	p, err := rig.Start(c.t.Context(), rig.Spec{
+	spec := rig.Spec{
 		Name: fmt.Sprintf("replica-%d", i), Path: bin, Dir: dir, Addr: addr, Env: env,
 		Args: []string{"serve", "--config", c.config, "--addr", addr},
-	})
+	}
+	if c.opts.wrap != nil {
+		c.opts.wrap(&spec)
+	}
+	p, err := rig.Start(c.t.Context(), spec)
 	require.NoError(c.t, err)
 	c.replicas[i] = p
 	c.t.Cleanup(func() {

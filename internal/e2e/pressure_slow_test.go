@@ -24,7 +24,10 @@ import (
 type valve struct {
 	mu   sync.Mutex
 	open chan struct{} // closed: what comes is read
+	drip time.Duration // between reads of at most dripBytes; zero: none, and they may be of any size
 }
+
+const dripBytes = 1 << 10
 
 func newValve() *valve {
 	v := &valve{open: make(chan struct{})}
@@ -72,9 +75,13 @@ type valved struct {
 // Read waits for the valve.
 func (c *valved) Read(b []byte) (int, error) {
 	c.v.mu.Lock()
-	open := c.v.open
+	open, drip := c.v.open, c.v.drip
 	c.v.mu.Unlock()
 	<-open
+	if drip > 0 {
+		time.Sleep(drip) // a slow line, nothing waits for it
+		b = b[:min(len(b), dripBytes)]
+	}
 	return c.Conn.Read(b)
 }
 
@@ -111,10 +118,10 @@ func (u *user) pongs() (n int) {
 // nothing, the slow one is closed with 4002 instead of being kept in memory without bound, and resumes with everything.
 func TestSlow_isClosedAloneAndResumes(t *testing.T) {
 	// The long wait leaves time to see the close: by then it is the queue's size that has decided, not a write's time.
-	c := start(t, options{replicas: 1, chatbox: unlimited, websocket: `write_wait = "60s"`})
+	c := start(t, options{replicas: 1, chatbox: unlimited, websocket: `write_wait = "60s"`, env: []string{"CHATBOX__LIMITS__QUEUE_BYTES=262144"}, farMongo: true})
 	v := newValve()
 	slow, fast, other := newUser("ann", c.token("ann")), newUser("ann", c.token("ann")), newUser("bob", c.token("bob"))
-	slow.via = v.client()
+	slow.via, slow.lossy = v.client(), true
 	t.Cleanup(v.let)
 	for _, u := range []*user{slow, fast, other} {
 		require.NoError(t, u.connect(t.Context(), c.direct(0)))
@@ -142,10 +149,11 @@ func TestSlow_isClosedAloneAndResumes(t *testing.T) {
 		require.NoError(t, err)
 		return spread(t, "pongs "+what, took)
 	}
-	const rounds = 8 // over 3 MiB: more than a queue and the buffers of a socket hold
+	const rounds = 4 // finals of about 1 MiB: more than the queue and the buffers of a socket hold
 	before := talk("while all read", rounds/2)
 	at := fast.at()
 	require.NoError(t, slow.until(t.Context(), 10*time.Second, "reading with a small window", func() bool { return slow.seq == at && slow.closed == 0 }))
+	c.mongoLink.Cut() // the log keeps what is not in MongoDB: the slow one resumes without a snapshot
 	v.shut()
 	during := talk("while one does not read", rounds)
 	assert.Less(t, during, 5*before+500*time.Millisecond, "another user waits for the slow one")
@@ -161,6 +169,7 @@ func TestSlow_isClosedAloneAndResumes(t *testing.T) {
 	require.NoError(t, slow.untilLive(t.Context()))
 	last := fast.at()
 	require.NoError(t, slow.until(t.Context(), 10*time.Second, "what was missed", func() bool { return slow.seq >= last }))
+	require.NoError(t, c.mongoLink.Heal())
 	stored := c.flushed(fast.sessionID, last)
 	for _, u := range []*user{slow, fast} {
 		u.mu.Lock()
@@ -168,6 +177,71 @@ func TestSlow_isClosedAloneAndResumes(t *testing.T) {
 		assertSame(t, u.events, stored)
 		u.mu.Unlock()
 	}
+	slow.mu.Lock()
+	defer slow.mu.Unlock()
+	assert.Equal(t, 1, slow.snapshots)
+}
+
+// deltas is how many bytes the pieces of answers took on the wire.
+func (u *user) deltas() int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.wire
+}
+
+// pieces is how many there were.
+func (u *user) pieces() int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.chunks
+}
+
+// dripping sets the pace.
+func (v *valve) dripping(d time.Duration) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.drip = d
+}
+
+// Beyond B6, F6: a client on a line that is too slow for every small delta, but not for the text, gets bigger deltas. It is
+// not closed, though its queue holds far less than the deltas take one by one, and is shown all of the text.
+func TestSlow_getsBiggerDeltasAndStays(t *testing.T) {
+	const queue, most = 256 << 10, 2 << 20 // far more than the queue and the buffers of a socket hold
+	c := start(t, options{replicas: 1, chatbox: unlimited, env: []string{fmt.Sprintf("CHATBOX__LIMITS__QUEUE_BYTES=%d", queue)}})
+	v := newValve()
+	slow, fast := newUser("ann", c.token("ann")), newUser("ann", c.token("ann"))
+	slow.via, slow.lossy = v.client(), true
+	for _, u := range []*user{slow, fast} {
+		require.NoError(t, u.connect(t.Context(), c.direct(0)))
+		require.NoError(t, u.untilLive(t.Context()))
+	}
+	v.dripping(50 * time.Millisecond) // 20 KiB/s
+	for rounds := 0; fast.deltas() < most; rounds++ {
+		require.Less(t, rounds, 8, "the deltas take %d bytes only", fast.deltas())
+		id, err := fast.send(t.Context(), "!tokens 8000 1")
+		require.NoError(t, err)
+		require.NoError(t, fast.untilAnswered(t.Context(), id, 90*time.Second))
+	}
+	// What waits now has to come while the next answer is being written: its final would stand for it.
+	before := fast.pieces()
+	id, err := fast.send(t.Context(), "!tokens 8000 1")
+	require.NoError(t, err)
+	require.NoError(t, fast.until(t.Context(), 60*time.Second, "a part of the answer", func() bool { return fast.chunks > before+1000 }))
+	v.dripping(0)
+	require.NoError(t, fast.untilAnswered(t.Context(), id, 90*time.Second))
+	last := fast.at()
+	require.NoError(t, slow.until(t.Context(), 60*time.Second, "the answer", func() bool { return slow.seq >= last || slow.closed != 0 }))
+	fast.mu.Lock()
+	quick := fast.chunks
+	fast.mu.Unlock()
+	slow.mu.Lock()
+	defer slow.mu.Unlock()
+	t.Logf("the answers came in %d frames of %d KiB to the fast client, in %d of %d KiB to the slow one, %d of which were merged",
+		quick, fast.deltas()>>10, slow.chunks, slow.wire>>10, slow.merged)
+	assert.Zero(t, slow.closed, "closed")
+	assert.Positive(t, slow.merged)
+	assert.Less(t, slow.chunks, quick)
+	assert.Empty(t, slow.faults) // of the text, too
 }
 
 // logged counts the lines in the log of replica i that hold a text.

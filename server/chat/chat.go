@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode"
 
@@ -89,7 +90,11 @@ type Options struct {
 }
 
 // From is where a frame comes from: the session and the user of its socket.
-type From struct{ SessionID, UserID string }
+type From struct {
+	SessionID, UserID string
+	// Named says that the session is known to have a name: none is made. Chat sets it. Nil means not known.
+	Named *atomic.Bool
+}
 
 // Chat handles the frames of users.
 type Chat struct {
@@ -145,12 +150,19 @@ func (c *Chat) message(ctx context.Context, conn Conn, from From, f protocol.Fra
 	}
 	ev := c.event(from.SessionID, f)
 	ev.Content, ev.Metadata = f.Content, f.Metadata
-	a, err := c.append(ctx, conn, sessionstore.Append{Event: ev, Owe: true, Name: NameFrom(f.Content)})
+	req := sessionstore.Append{Event: ev, Owe: true}
+	if from.Named == nil || !from.Named.Load() {
+		req.Name = NameFrom(f.Content)
+	}
+	a, err := c.append(ctx, conn, req)
 	if charged && (err != nil || a.Duplicate) {
 		c.opts.Quota.Return(from.UserID)
 	}
 	if err != nil {
 		return err
+	}
+	if req.Name != "" && !a.Duplicate && from.Named != nil {
+		from.Named.Store(true)
 	}
 	if a.Owed {
 		c.opts.Turns.Start(from.SessionID)

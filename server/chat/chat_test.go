@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unicode/utf8"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -184,6 +186,22 @@ func TestFrame_acceptsAMessage(t *testing.T) {
 	assert.Equal(t, "How do I reset my password?", a.Name)
 	assert.Equal(t, []string{sid}, f.started)
 	assert.Equal(t, []string{"accepted user:" + id1 + " 1"}, f.sent)
+}
+
+// The name is made, and sealed by the store, for the first message that has words in it, not for each.
+func TestFrame_namesASessionOnce(t *testing.T) {
+	c, f := newChat(t)
+	from := from
+	from.Named = new(atomic.Bool)
+	say := func(text string) string {
+		require.NoError(t, c.Frame(t.Context(), f, from, message(uuid.NewString(), text)))
+		return f.appends[len(f.appends)-1].Name
+	}
+	assert.Empty(t, say(" \n "))
+	assert.Equal(t, "first words", say("first words"))
+	assert.Empty(t, say("second words"))
+	from.Named.Store(false) // Redis has lost the session, and it came back without its name
+	assert.Equal(t, "third words", say("third words"))
 }
 
 // Beyond B7: the same message sent again is acknowledged as a duplicate with its first seq, and answered once.

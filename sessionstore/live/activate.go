@@ -104,5 +104,5 @@ func (s *Store) activateKeys(p partition, sid, userID, cur string) []string {
 	if cur == "" {
 		cur = sid // its keys are not used, but must be in the partition
 	}
-	return append(p.eventKeys(sid, userID), p.session(cur).all()...)
+	return append(append(p.eventKeys(sid, userID), p.session(cur).all()...), p.beat())
 }

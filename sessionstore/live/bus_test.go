@@ -290,6 +290,7 @@ func TestOpen_bindsChunksAndMessagesToTheirPlace(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "piece", ev.Delta)
 	require.Equal(t, 3, m.Chunk)
+	require.Equal(t, "piece", string(m.Delta))
 
 	head.Chunk = 4
 	_, err = s.open(t.Context(), sid, "1-a", 0, head.Fragment(), sealed)

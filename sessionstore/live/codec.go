@@ -59,6 +59,7 @@ type clearHeader struct {
 	MessageID string              `json:"message_id"`
 	Attempt   int                 `json:"attempt"`
 	Chunk     int                 `json:"chunk"`
+	Reset     bool                `json:"reset"`
 }
 
 // open makes the message that clients get out of a stored or published record: it unseals c, whose associated data
@@ -83,7 +84,7 @@ func (s *Store) open(ctx context.Context, sid, epoch string, seq int64, h, c []b
 			return sessionstore.Message{}, fmt.Errorf("open event %d in session %s: %w", seq, sid, err)
 		}
 	}
-	return sessionstore.Message{
+	m := sessionstore.Message{
 		SessionID: sid,
 		Epoch:     epoch,
 		Seq:       seq,
@@ -92,8 +93,13 @@ func (s *Store) open(ctx context.Context, sid, epoch string, seq int64, h, c []b
 		MessageID: head.MessageID,
 		Attempt:   head.Attempt,
 		Chunk:     head.Chunk,
+		Reset:     head.Reset,
 		Frame:     sessionstore.Frame(seq, h, body),
-	}, nil
+	}
+	if isChunk(head, seq) {
+		m.Delta = sessionstore.DeltaOf(body)
+	}
+	return m, nil
 }
 
 // isChunk tells a chunk of a running answer from everything else that is published.

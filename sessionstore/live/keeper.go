@@ -32,7 +32,7 @@ const (
 	// write again what was lost, come first.
 	instQuiet = 5 * time.Second
 	// outage is how long a partition may be without any keeper before nobody's absence counts: as long as a socket's
-	// lease is renewed in. After it no session expires for one window; life.lua knows the same number.
+	// lease is renewed in. After it no session expires for one window; scripts have it as OUTAGE.
 	outage = 30 * time.Second
 	// hurry is how soon a replica looks again for partitions that should be its own and are not yet.
 	hurry = time.Second
@@ -201,7 +201,7 @@ func (k *keeper) call(ctx context.Context, p int, want bool) (*invocation, error
 	held := k.kept[p].token
 	k.mu.Unlock()
 	return k.s.pl.invocation(ctx, k.s.pl.sc.keep, []string{k.s.parts[p].keeper(), k.s.parts[p].beat()},
-		mode, held, k.s.replica+"|"+rand.Text(), k.s.o.KeeperLease.Milliseconds(), outage.Milliseconds(), k.s.o.Window.Milliseconds())
+		mode, held, k.s.replica+"|"+rand.Text(), k.s.o.KeeperLease.Milliseconds(), k.s.o.Window.Milliseconds())
 }
 
 // register renews the replica's own lease, or ends it (life 0), and returns the replicas that live.

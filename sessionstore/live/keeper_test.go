@@ -140,7 +140,7 @@ func TestKeeper_neverTakesALeaseThatSomebodyHolds(t *testing.T) {
 func TestKeepScript_leavesTheLeaseToItsHolder(t *testing.T) {
 	s := newTestStore(t, nil)
 	keep := func(mode, held, fresh string) string {
-		c, err := s.pl.invocation(t.Context(), s.pl.sc.keep, []string{s.parts[1].keeper(), s.parts[1].beat()}, mode, held, fresh, 60000, 30000, 900000)
+		c, err := s.pl.invocation(t.Context(), s.pl.sc.keep, []string{s.parts[1].keeper(), s.parts[1].beat()}, mode, held, fresh, 60000, 900000)
 		require.NoError(t, err)
 		invoke(t.Context(), s.client, []*invocation{c})
 		require.NoError(t, c.err)
@@ -243,11 +243,40 @@ func TestSweep_leavesAnswersAloneAfterRedisHasChanged(t *testing.T) {
 	})
 }
 
+// How long an outage is stands in one place: scripts get it from there.
+func TestScripts_getTheLengthOfAnOutageFromGo(t *testing.T) {
+	number := fmt.Sprint(outage.Milliseconds())
+	files, err := sources.ReadDir("lua")
+	require.NoError(t, err)
+	for _, f := range files {
+		src, err := sources.ReadFile("lua/" + f.Name())
+		require.NoError(t, err)
+		require.NotContains(t, string(src), number, f.Name())
+	}
+	for name, parts := range map[string]string{"keep": onlyPrelude, "expire": withLife, "open": withLife, "activate": withLife} {
+		sc, err := loadScript(name, parts, false)
+		require.NoError(t, err)
+		require.Contains(t, sc.text, number, name)
+		require.NotContains(t, sc.text, "OUTAGE", name)
+	}
+}
+
+// cannotActivate requires that another session of the user is active, and returns it.
+func cannotActivate(t *testing.T, s *Store, user, sid string) string {
+	t.Helper()
+	var other *sessionstore.ActiveError
+	_, err := s.Activate(t.Context(), user, sid, false)
+	require.ErrorAs(t, err, &other)
+	return other.SessionID
+}
+
 // After a time in which no keeper could reach Redis nobody could renew a lease or come back: for a window no session
-// expires, neither by a sweep nor by an open, whoever keeps the partition.
+// expires, neither by a sweep nor by an open nor because another is reopened, whoever keeps the partition.
 func TestExpiry_pausesForAWindowAfterAnOutage(t *testing.T) {
 	s := newTestStore(t, nil)
 	ctx := t.Context()
+	old := openSession(t, s, "ann")
+	require.NoError(t, s.End(ctx, old, "explicit", ""))
 	sid := openSession(t, s, "ann")
 	p, err := s.part(sid)
 	require.NoError(t, err)
@@ -266,11 +295,12 @@ func TestExpiry_pausesForAWindowAfterAnOutage(t *testing.T) {
 		require.NoError(t, s.client.HSet(ctx, p.beat(), "at", at.Add(-ago).UnixMilli()).Err())
 	}
 	past()
-	beat(2 * outage) // nobody has been back yet
+	beat(outage + time.Second) // nobody has been back yet
 	require.NoError(t, s.expireNow(ctx, sid))
 	require.True(t, active())
 	past()
 	require.Equal(t, sid, openSession(t, s, "ann"))
+	require.Equal(t, sid, cannotActivate(t, s, "ann", old))
 
 	n, _ := PartitionOf(sid)
 	c, err := s.pl.keeper.call(ctx, n, true) // the keeper is back
@@ -280,6 +310,8 @@ func TestExpiry_pausesForAWindowAfterAnOutage(t *testing.T) {
 	past()
 	require.NoError(t, s.expireNow(ctx, sid))
 	require.True(t, active())
+	past()
+	require.Equal(t, sid, cannotActivate(t, s, "ann", old))
 
 	require.NoError(t, s.client.HSet(ctx, p.beat(), "until", 1).Err()) // a window later
 	past()

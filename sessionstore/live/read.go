@@ -79,9 +79,11 @@ func (s *Store) running(ctx context.Context, sid, epoch string, g, chunks reply)
 		},
 		Body: sessionstore.Body{Delta: text},
 	}
+	body := ev.Body.Fragment()
 	return &sessionstore.Message{
 		SessionID: sid, Epoch: epoch, Type: ev.Type, Sender: ev.Sender, MessageID: ev.MessageID,
-		Attempt: ev.Attempt, Chunk: ev.Chunk, Frame: ev.Frame(),
+		Attempt: ev.Attempt, Chunk: ev.Chunk, Reset: true,
+		Delta: sessionstore.DeltaOf(body), Frame: sessionstore.Frame(0, ev.Header.Fragment(), body),
 	}, nil
 }
 

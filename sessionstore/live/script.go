@@ -20,6 +20,7 @@ var sources embed.FS
 // script is one Lua file with what it is joined to.
 type script struct {
 	name  string
+	text  string
 	plain *redis.Script
 	// reserve, if not nil, is the same script with the right to run when Redis is full: what ends, renews or
 	// finishes something must not fail for the memory that it is about to free.
@@ -42,14 +43,17 @@ func loadScript(name, parts string, reserve bool) (*script, error) {
 		if err != nil {
 			return nil, fmt.Errorf("script %s: %w", name, err)
 		}
-		text.Write(stripComments(src))
+		text.WriteString(constants.Replace(string(stripComments(src))))
 	}
-	sc := &script{name: name, plain: redis.NewScript(text.String())}
+	sc := &script{name: name, text: text.String(), plain: redis.NewScript(text.String())}
 	if reserve {
 		sc.reserve = redis.NewScript(reserveHeader + text.String())
 	}
 	return sc, nil
 }
+
+// constants are the numbers that scripts and Go must agree on, by the names they have in Lua.
+var constants = strings.NewReplacer("OUTAGE", strconv.FormatInt(outage.Milliseconds(), 10))
 
 const reserveHeader = "#!lua flags=allow-oom\n"
 

@@ -8,7 +8,7 @@ const types = [
 ];
 const keys = [
   'type', 'status', 'session_id', 'message_id', 'seq', 'epoch', 'messages', 'user', 'models', 'error', 'metadata', 'attempt', 'chunk',
-  'delta', 'reset', 'content', 'limits', 'sender', 'owner', '__proto__', 'constructor', 'toString',
+  'first_chunk', 'delta', 'reset', 'content', 'limits', 'sender', 'owner', '__proto__', 'constructor', 'toString',
 ];
 const statuses = ['connected', 'snapshot', 'live', 'draining', 'resync', 'x'];
 const hostile = fc.dictionary(
@@ -45,7 +45,9 @@ describe('parseFrame', () => {
 
   test('an answer with a seq is stored, one with a chunk is running', () => {
     expect(parseFrame(wire.event(5, 'ai_response', 'a', { content: 'x' }))).toMatchObject({ kind: 'durable', seq: 5, content: 'x' });
-    expect(parseFrame(wire.delta('a', 2, 3, 'x'))).toMatchObject({ kind: 'delta', attempt: 2, chunk: 3, delta: 'x', reset: false });
+    expect(parseFrame(wire.delta('a', 2, 3, 'x'))).toMatchObject({ kind: 'delta', attempt: 2, first: 3, chunk: 3, delta: 'x', reset: false });
+    expect(parseFrame(wire.delta('a', 2, 5, 'xyz', { first_chunk: 3 }))).toMatchObject({ kind: 'delta', first: 3, chunk: 5, delta: 'xyz' });
+    expect(parseFrame(wire.delta('a', 2, 5, 'xyz', { first_chunk: 6 }))).toBeNull();
     expect(parseFrame(wire.delta('a', 0, 3, 'x'))).toBeNull();
     expect(parseFrame(wire.delta('a', 1, 0, 'x'))).toBeNull();
     expect(parseFrame({ ...wire.delta('a', 1, 4, ''), delta: undefined, content: 'whole', reset: true })).toMatchObject({ delta: 'whole', reset: true });

@@ -44,12 +44,16 @@ export interface DurableFrame {
   readonly metadata: Metadata;
 }
 
-/** A piece of a running answer. With `reset` the delta is the whole text up to and including `chunk`. */
+/**
+ * A piece of a running answer. With `reset` the delta is the whole text up to and including `chunk`, else that of the
+ * chunks from `first` to `chunk`: more than one where the connection is slow.
+ */
 export interface DeltaFrame {
   readonly kind: 'delta';
   readonly sessionId: string;
   readonly messageId: string;
   readonly attempt: number;
+  readonly first: number;
   readonly chunk: number;
   readonly delta: string;
   readonly reset: boolean;
@@ -308,7 +312,9 @@ function parseDelta(o: Unknown): DeltaFrame | null {
   // A reset may stand at chunk 0: the answer runs and has said nothing yet.
   if (!messageId || attempt === 0 || (chunk === 0 && !reset)) return null;
   const delta = typeof o['delta'] === 'string' ? o['delta'] : str(o, 'content');
-  return { kind: 'delta', sessionId: str(o, 'session_id'), messageId, attempt, chunk, delta, reset };
+  const first = count(o, 'first_chunk') || chunk;
+  if (first > chunk) return null;
+  return { kind: 'delta', sessionId: str(o, 'session_id'), messageId, attempt, first, chunk, delta, reset };
 }
 
 function parseStatus(o: Unknown): ServerFrame | null {

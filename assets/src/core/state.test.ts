@@ -42,6 +42,17 @@ describe('a running answer', () => {
     expect(text(run([wire.delta('a', 1, 5, 'xyz!?', { reset: true }), wire.delta('a', 1, 6, ' ok')], s))).toEqual(['xyz!? ok|']);
   });
 
+  test('a delta of several chunks, as slow connections get them, goes on where the text stands, and nowhere else', () => {
+    const merged = (first: number, chunk: number, d: string) => wire.delta('a', 1, chunk, d, { first_chunk: first });
+    const s = run([wire.delta('a', 1, 1, 'a'), merged(2, 4, 'bcd'), wire.delta('a', 1, 5, 'e')], ready);
+    expect(text(s)).toEqual(['abcde|']);
+    expect(text(run([merged(1, 3, 'abc'), merged(4, 5, 'de')], ready))).toEqual(['abcde|']);
+    expect(text(run([merged(2, 4, 'bcd')], s))).toEqual(['abcde|']);
+    expect(run([merged(7, 9, 'ghi')], s).answers[0]?.gap).toBe(true);
+    expect(run([merged(5, 9, 'efghi')], s).answers[0]?.gap).toBe(true);
+    expect(text(run([merged(7, 9, 'ghi')], ready))).toEqual(['|']);
+  });
+
   test('met in the middle shows nothing until it is whole', () => {
     const s = run([wire.delta('a', 1, 4, 'z')], ready);
     expect(text(s)).toEqual(['|']);
@@ -194,13 +205,13 @@ describe('the session', () => {
 // transcript. A model server says something; a network in between repeats, cuts and reconnects at any point.
 test('every way of hearing a conversation ends in the same transcript', () => {
   interface Step {
-    readonly kind: 'next' | 'again' | 'reconnect' | 'drop';
+    readonly kind: 'next' | 'merged' | 'again' | 'reconnect' | 'drop';
     readonly pick: number;
     readonly snapshot: boolean;
   }
   const steps = fc.array(
     fc.record({
-      kind: fc.constantFrom<Step['kind']>('next', 'next', 'next', 'next', 'again', 'again', 'reconnect', 'drop'),
+      kind: fc.constantFrom<Step['kind']>('next', 'next', 'next', 'merged', 'again', 'again', 'reconnect', 'drop'),
       pick: fc.nat(1_000),
       snapshot: fc.boolean(),
     }),
@@ -232,6 +243,10 @@ test('every way of hearing a conversation ends in the same transcript', () => {
         if (step.kind === 'next' && next) {
           hear(next.frame);
           at++;
+        } else if (step.kind === 'merged' && next) {
+          const joined = join(next.frame, server.log[at + 1]?.frame);
+          hear(joined ?? next.frame);
+          at += joined ? 2 : 1;
         } else if (step.kind === 'drop' && next && next.stored === 0 && !('reset' in next.frame)) {
           // A chunk gets lost; stored events never are, the server reads them again. Nor is a reset: without it the
           // next chunk could look like a continued attempt, which is why the final text has the last word.
@@ -256,6 +271,15 @@ test('every way of hearing a conversation ends in the same transcript', () => {
     { numRuns: 500 },
   );
 });
+
+/** What a slow client gets in place of two deltas, if one follows on the other. */
+function join(a: object, b: object | undefined): object | null {
+  const first = parseFrame(a);
+  const last = parseFrame(b);
+  if (first?.kind !== 'delta' || last?.kind !== 'delta' || last.reset) return null;
+  if (first.messageId !== last.messageId || first.attempt !== last.attempt) return null;
+  return wire.delta(first.messageId, first.attempt, last.chunk, first.delta + last.delta, first.reset ? { reset: true } : { first_chunk: first.chunk });
+}
 
 /** A server that has a conversation: what it sends live, and how it brings a client up to date at any point. */
 class Model {

@@ -251,7 +251,7 @@ function delta(s: State, f: DeltaFrame): State {
 function grow(old: Answer | undefined, f: DeltaFrame): Answer {
   const at = { id: f.messageId, attempt: f.attempt, chunk: f.chunk, gap: false, stale: false };
   if (!old) {
-    const whole = f.reset || f.chunk === 1;
+    const whole = f.reset || f.first === 1;
     return whole ? { ...at, text: f.delta } : { ...at, chunk: 0, text: '', gap: true };
   }
   // After a reconnect the server's account of the answer counts, even where it knows less: it may have lost its tail.
@@ -259,7 +259,7 @@ function grow(old: Answer | undefined, f: DeltaFrame): Answer {
   if (f.attempt < old.attempt) return old;
   if (f.reset) return f.attempt > old.attempt || f.chunk > old.chunk ? { ...at, text: f.delta } : old;
   if (f.attempt === old.attempt && f.chunk <= old.chunk) return old;
-  if (!old.gap && f.chunk === old.chunk + 1) return { ...at, text: old.text + f.delta };
+  if (!old.gap && f.first === old.chunk + 1) return { ...at, text: old.text + f.delta };
   return old.gap ? old : { ...old, gap: true };
 }
 

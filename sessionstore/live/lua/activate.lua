@@ -6,7 +6,7 @@
 -- was shown of the answer that runs there. RUNS stops the answer, so that it does not grow until the next try.
 --
 -- KEYS  1-14 of event.lua, of the session to reopen  15 s  16 log  17 ids  18 ask  19 gen  20 gc  21 c of the user's
---       present session
+--       present session  22 beat
 -- ARGV  1-6 of event.lua  7 user id  8 the user's session as read, '' if none  9 its channel  10 '1': end it
 --       11 window in milliseconds  12-14 field in ids, h, c of the session_started that says that it goes on
 --       15-17 the same of the other's session_ended, '' if not made yet  18 reason that this one gives
@@ -25,7 +25,7 @@ local C = cur ~= '' and cur ~= S.id and load({ id = cur, chan = ARGV[9], key = K
   ids = KEYS[17], ask = KEYS[18], gen = KEYS[19], gc = KEYS[20], c = KEYS[21] })
 if C and C.st == 'active' then
   local deadline = tonumber(call('ZSCORE', KEYS[13], cur) or now)
-  local over = now > deadline and not kept(C)
+  local over = now > deadline and not kept(C) and not paused(KEYS[22])
   if not over and ARGV[10] ~= '1' then return { 'ACTIVE', cur } end
   local g = call('HMGET', C.gen, 'state', 'tok', 'attempt', 'chunk', 'q')
   if g[1] == 'cut' then return { 'SETTLE', cur } end

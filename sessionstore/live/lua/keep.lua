@@ -5,7 +5,7 @@
 --
 -- KEYS  1 lease (string: fencing token of the keeper)  2 beat
 -- ARGV  1 keep|free  2 token held, '' if none  3 token to take the lease with  4 life of the lease in milliseconds
---       5 milliseconds without a beat after which absence does not count, for 6 milliseconds
+--       5 milliseconds for which absence does not count after an outage: OUTAGE without a beat
 -- Returns  the token held after the call, '' if it is not the caller's
 local holder = call('GET', KEYS[1])
 local mine = holder and (holder == ARGV[2] or holder == ARGV[3])
@@ -14,8 +14,8 @@ if ARGV[1] == 'free' then
   return ''
 end
 if holder and not mine then return '' end
-if now - tonumber(call('HGET', KEYS[2], 'at') or now) > tonumber(ARGV[5]) then
-  call('HSET', KEYS[2], 'until', int(now + tonumber(ARGV[6])))
+if now - tonumber(call('HGET', KEYS[2], 'at') or now) > OUTAGE then
+  call('HSET', KEYS[2], 'until', int(now + tonumber(ARGV[5])))
 end
 call('HSET', KEYS[2], 'at', int(now))
 if mine then

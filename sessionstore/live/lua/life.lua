@@ -104,9 +104,9 @@ local function present(S, conn, lease, window)
   call('ZADD', KEYS[3], int(till + window), 'end:' .. S.id)
 end
 
--- paused says whether nobody's absence counts now: no keeper has been here for half a minute, because Redis or all
--- replicas were away, or that is less than a window ago (keep.lua).
+-- paused says whether nobody's absence counts now: no keeper has been here for an outage's time, because Redis or all
+-- replicas were away, or that is less than a window ago (keep.lua). OUTAGE is filled in where scripts are loaded.
 local function paused(beat)
   local b = call('HMGET', beat, 'at', 'until')
-  return (b[1] and now - tonumber(b[1]) > 30000) or (b[2] and now < tonumber(b[2]))
+  return (b[1] and now - tonumber(b[1]) > OUTAGE) or (b[2] and now < tonumber(b[2]))
 end
