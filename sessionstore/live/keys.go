@@ -81,7 +81,8 @@ func (p partition) session(sid string) sessionKeys { return sessionKeys(string(p
 //	                      seqs, upto, model, calls, tko takeovers, stop; while cut also ck kind of the cause, cid ch cc
 //	                      its id in ids, h and c, cw why (its type)
 //	s:<sid>:gc    list    "attempt chunk c" of each chunk since the last reset
-//	s:<sid>:c     zset    <replica>.<conn> -> lease of the socket
+//	s:<sid>:c     zset    <replica>.<conn> -> lease of the socket; expires with the newest one, so that those of a replica
+//	                      that was killed do not stay
 type sessionKeys string
 
 func (k sessionKeys) hash() string   { return string(k) }

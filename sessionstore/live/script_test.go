@@ -256,6 +256,24 @@ func TestPresence_lastSocketStartsTheWindow(t *testing.T) {
 	assert.Zero(t, on)
 }
 
+// Promise 7, Beyond B9: nothing stays of the sockets of a replica that was killed, once their leases have lapsed.
+func TestPresence_ofADeadReplicaLapses(t *testing.T) {
+	s := newTestStore(t, func(o *Options) { o.Presence = 200 * time.Millisecond; o.Window = time.Minute })
+	ctx := testContext(t)
+	sid := openSession(t, s, "u1")
+	p, err := s.part(sid)
+	require.NoError(t, err)
+	ttl := func() time.Duration { return s.client.PTTL(ctx, p.session(sid).conns()).Val() }
+	require.Greater(t, ttl(), time.Duration(0))
+	_, err = s.Touch(ctx, []Conn{{sid, "r1.1"}})
+	require.NoError(t, err)
+	assert.LessOrEqual(t, ttl(), 201*time.Millisecond)
+	require.Eventually(t, func() bool { return s.client.Exists(ctx, p.session(sid).conns()).Val() == 0 }, 5*time.Second, 10*time.Millisecond)
+	missing, err := s.Touch(ctx, []Conn{{sid, "r1.1"}})
+	require.NoError(t, err)
+	assert.Equal(t, []Conn{{sid, "r1.1"}}, missing, "a replica that lives opens it again")
+}
+
 func TestOpen_pastTheWindowEndsTheOldSession(t *testing.T) {
 	s := newTestStore(t, func(o *Options) { o.Window = 20 * time.Millisecond; o.Presence = 20 * time.Millisecond })
 	ctx := testContext(t)

@@ -50,7 +50,7 @@ end
 call('HSET', S.key, 'st', 'active', 'is', int(now), 'la', int(now), 'ow', 'ai')
 call('HDEL', S.key, 'et', 'hw', 'fence')
 S.st, S.ow = 'active', 'ai'
-for i = 5, 11 do call('PERSIST', KEYS[i]) end
+for i = 5, 10 do call('PERSIST', KEYS[i]) end -- leases of sockets lapse also here
 emit(S, ARGV[12], ARGV[13], ARGV[14], 0)
 changed(S)
 call('SET', KEYS[14], S.id)

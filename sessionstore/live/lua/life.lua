@@ -99,6 +99,7 @@ local function present(S, conn, lease, window)
   end
   local till = now + lease
   call('ZADD', S.c, int(till), conn)
+  call('PEXPIREAT', S.c, int(till + 1)) -- all leases are equally long: with the newest the others have lapsed
   call('ZADD', KEYS[12], int(till), S.id)
   call('ZADD', KEYS[13], int(till + window), S.id)
   call('ZADD', KEYS[3], int(till + window), 'end:' .. S.id)

@@ -16,6 +16,7 @@ for i = 4, #ARGV do
 end
 if found then
   local over = till + tonumber(ARGV[3])
+  call('PEXPIREAT', KEYS[1], int(till + 1)) -- see present in life.lua
   call('ZADD', KEYS[2], int(till), ARGV[1])
   call('ZADD', KEYS[3], int(over), ARGV[1])
   call('ZADD', KEYS[4], int(over), 'end:' .. ARGV[1])
