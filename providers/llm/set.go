@@ -76,17 +76,16 @@ func NewSet(o SetOptions) (*Set, error) {
 			problems = append(problems, c.problem(i, "id is used twice"))
 			continue
 		}
-		if c.Type != TypeOpenAI {
-			s.log.Warn("llm model left out", "model", c.ID, "type", c.Type, "error", ErrUnavailable)
+		p, release, err := newProvider(c, o.Transport)
+		switch {
+		case errors.Is(err, ErrUnavailable):
+			s.log.Warn("llm model left out", "model", c.ID, "type", c.Type, "error", err)
 			s.entries[c.ID] = entry{config: c}
-			continue
-		}
-		p, err := newOpenAI(c, o.Transport)
-		if err != nil {
+		case err != nil:
 			problems = append(problems, c.problem(i, err.Error()))
-			continue
+		default:
+			s.add(c, p, release)
 		}
-		s.add(c, p, p.close)
 	}
 	if err := errors.Join(problems...); err != nil {
 		return nil, err
