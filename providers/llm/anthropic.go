@@ -126,15 +126,14 @@ func (a *anthropicAnswer) delta(e anthropic.MessageStreamEventUnion) {
 		a.so.Out, a.counted = u.OutputTokens, u.JSON.OutputTokens.Valid()
 	}
 	if a.counted && a.stop != "" {
-		u := a.so
-		u.Total = u.In + u.Out
+		u := counted(a.so.In, a.so.Out, 0, a.so.Cached)
 		a.usage = &u
 	}
 }
 
 // count takes the counts of the input, which Anthropic reports in three disjoint parts.
 func (a *anthropicAnswer) count(fresh, written, cached int64) {
-	a.so.In, a.so.Cached = fresh+written+cached, cached
+	a.so.In, a.so.Cached = max(fresh, 0)+max(written, 0)+max(cached, 0), max(cached, 0)
 	if a.so.In > 0 {
 		in := a.so
 		a.input = &in

@@ -47,9 +47,8 @@ func (p *openAI) Stream(ctx context.Context, req Request, emit func(Delta) error
 // chunk takes one chunk of the stream. Any part of it may be missing. An error is emit's.
 func (c *call) chunk(k openai.ChatCompletionChunk) error {
 	if k.JSON.Usage.Valid() { // on any chunk: some servers send it with the last choice
-		u := k.Usage
-		c.usage = &Usage{In: u.PromptTokens, Out: u.CompletionTokens, Total: max(u.TotalTokens, u.PromptTokens+u.CompletionTokens),
-			Cached: u.PromptTokensDetails.CachedTokens}
+		u := counted(k.Usage.PromptTokens, k.Usage.CompletionTokens, k.Usage.TotalTokens, k.Usage.PromptTokensDetails.CachedTokens)
+		c.usage = &u
 	}
 	for _, choice := range k.Choices {
 		if choice.Index != 0 {

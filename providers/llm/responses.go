@@ -165,9 +165,8 @@ func segment(id string) bool { return id != "" && word(id) == id && !strings.Has
 func (a *responsesAnswer) over(e responses.ResponseStreamEventUnion) error {
 	r := e.Response
 	if r.JSON.Usage.Valid() {
-		u := r.Usage
-		a.usage = &Usage{In: u.InputTokens, Out: u.OutputTokens, Total: max(u.TotalTokens, u.InputTokens+u.OutputTokens),
-			Cached: u.InputTokensDetails.CachedTokens}
+		u := counted(r.Usage.InputTokens, r.Usage.OutputTokens, r.Usage.TotalTokens, r.Usage.InputTokensDetails.CachedTokens)
+		a.usage = &u
 	}
 	if e.Type == "response.failed" {
 		return (&wireError{Message: r.Error.Message, Code: []byte(strconv.Quote(string(r.Error.Code)))}).failure(0)
