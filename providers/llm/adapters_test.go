@@ -77,7 +77,7 @@ func TestAdapters_ignoreTheEnvironment(t *testing.T) {
 	}
 	for name, s := range services(t) {
 		t.Run(name, func(t *testing.T) {
-			got := s.capture(t, question, func(c *Config) { c.Endpoint = "https://llm.test/v1?api-version=2024-10-21" })
+			got := s.capture(t, greeting, func(c *Config) { c.Endpoint = "https://llm.test/v1?api-version=2024-10-21" })
 			path := map[string]string{"chat": "chat/completions", "responses": "responses", "anthropic": "messages"}[name]
 			require.Equal(t, "https://llm.test/v1/"+path+"?api-version=2024-10-21", got.url)
 			require.NotContains(t, got.body, "environment")
@@ -101,7 +101,7 @@ func TestAdapters_ignoreTheEnvironment(t *testing.T) {
 
 func TestAdapters_withoutAKey_sendNone(t *testing.T) {
 	for name, s := range services(t) {
-		got := s.capture(t, question, func(c *Config) { c.APIKey, c.Headers = "", map[string]string{"X-Team": "chat"} })
+		got := s.capture(t, greeting, func(c *Config) { c.APIKey, c.Headers = "", map[string]string{"X-Team": "chat"} })
 		require.Empty(t, got.header.Get("Authorization"), name)
 		require.Empty(t, got.header.Get("X-Api-Key"), name)
 		require.Equal(t, "chat", got.header.Get("X-Team"), name)
@@ -115,7 +115,7 @@ func TestAdapters_redirected_refuse(t *testing.T) {
 		a := request(t.Context(), s.provider(t, "http://llm.test", roundTrip(func(r *http.Request) (*http.Response, error) {
 			requests++
 			return response(r, http.StatusTemporaryRedirect, io.NopCloser(strings.NewReader("")), "Location: http://elsewhere.test/"), nil
-		})), question)
+		})), greeting)
 		require.Equal(t, KindInvalid, KindOf(a.err), name)
 		require.Equal(t, 1, requests, name)
 	}
@@ -163,7 +163,7 @@ func TestAdapters_cancelledByTheirReceiver_emitNothingMore(t *testing.T) {
 		for which, r := range s.streams {
 			ctx, cancel := context.WithCancel(t.Context())
 			n := 0
-			_, err := s.provider(t, "http://llm.test", always(200, r.stream)).Stream(ctx, question, func(Delta) error {
+			_, err := s.provider(t, "http://llm.test", always(200, r.stream)).Stream(ctx, greeting, func(Delta) error {
 				n++
 				cancel()
 				return nil
@@ -181,7 +181,7 @@ func TestAdapters_emitFails_endWithItsError(t *testing.T) {
 	for name, s := range services(t) {
 		for which, r := range s.streams {
 			n := 0
-			_, err := s.provider(t, "http://llm.test", always(200, r.stream)).Stream(t.Context(), question, func(Delta) error {
+			_, err := s.provider(t, "http://llm.test", always(200, r.stream)).Stream(t.Context(), greeting, func(Delta) error {
 				n++
 				return errTest
 			})
@@ -201,7 +201,7 @@ func shown(name, mime, content string) File {
 }
 
 func seesAll(c *Config) {
-	c.Vision, c.Audio, c.Files = true, true, []string{"pdf", "TXT", "docx"}
+	c.Vision, c.Audio, c.Files = true, true, []string{"pdf", "txt", "docx"}
 }
 
 var exhibits = []File{
@@ -266,7 +266,7 @@ func TestAdapters_showFilesBeforeTheQuestion(t *testing.T) {
 	}
 }
 
-// The settings decide what a model is shown: a model without eyes would refuse the whole question.
+// The settings decide what a model is shown: a model without eyes would refuse the whole greeting.
 func TestAdapters_ofModelsThatSeeNothing_nameTheFiles(t *testing.T) {
 	opened := false
 	secret := File{Name: "cat.png", MIME: "image/png", Open: func(context.Context) (io.ReadCloser, error) {
@@ -332,7 +332,7 @@ func fuzzService(f *testing.F, s service) {
 		p, release, err := newProvider(c, always(status, stream))
 		require.NoError(t, err)
 		defer release()
-		a := request(t.Context(), p, question)
+		a := request(t.Context(), p, greeting)
 		if a.err == nil && a.Finish == "" || a.err != nil && a.Finish != "" {
 			t.Fatalf("finish %q with error %v", a.Finish, a.err)
 		}

@@ -86,7 +86,7 @@ func TestAnthropic_saysWhatTheProviderExpects(t *testing.T) {
 
 func TestAnthropic_limitOfTheAnswer_isAlwaysSent(t *testing.T) {
 	for _, tt := range []struct{ settings, request, want int }{{0, 0, 4096}, {8192, 0, 8192}, {8192, 100, 100}, {100, 8192, 100}, {0, 9000, 9000}} {
-		got := anthropicService(t).capture(t, Request{MaxOutput: tt.request, Messages: question.Messages}, func(c *Config) { c.MaxOutput = tt.settings })
+		got := anthropicService(t).capture(t, Request{MaxOutput: tt.request, Messages: greeting.Messages}, func(c *Config) { c.MaxOutput = tt.settings })
 		require.Contains(t, got.body, fmt.Sprintf(`"max_tokens":%d`, tt.want), "%+v", tt)
 	}
 }
@@ -176,7 +176,7 @@ func TestAnthropic_stopReasons(t *testing.T) {
 	for reason, want := range map[string]Finish{"end_turn": FinishStop, "stop_sequence": FinishStop, "tool_use": FinishStop, "max_tokens": FinishLength,
 		"model_context_window_exceeded": FinishLength, "pause_turn": FinishLength, "refusal": FinishRefusal, "of_the_future": FinishStop} {
 		rt := always(200, anthropicEvents(begins, textDelta("a"), strings.Replace(endTurn, "end_turn", reason, 1), stops))
-		a := request(t.Context(), anthropicService(t).provider(t, "http://llm.test", rt), question)
+		a := request(t.Context(), anthropicService(t).provider(t, "http://llm.test", rt), greeting)
 		require.NoError(t, a.err)
 		require.Equal(t, want, a.Finish, reason)
 	}
@@ -185,7 +185,7 @@ func TestAnthropic_stopReasons(t *testing.T) {
 // Beyond B8: what the provider has counted before an answer broke off is believed, and only the rest estimated.
 func TestAnthropic_brokenOff_knowsItsInput(t *testing.T) {
 	rt := always(200, anthropicEvents(begins, textDelta("abcdefgh")))
-	a := request(t.Context(), anthropicService(t).provider(t, "http://llm.test", rt), question)
+	a := request(t.Context(), anthropicService(t).provider(t, "http://llm.test", rt), greeting)
 	require.Equal(t, KindTruncated, KindOf(a.err))
 	require.Equal(t, Usage{In: 100, Out: 2, Total: 102, Estimated: true}, a.Usage)
 }
@@ -220,7 +220,7 @@ func TestAnthropic_errors_becomeKinds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			headers := append([]string{"Content-Type: application/json", "Request-Id: req_1"}, tt.headers...)
-			a := request(t.Context(), anthropicService(t).provider(t, "http://llm.test", always(tt.status, tt.body, headers...)), question)
+			a := request(t.Context(), anthropicService(t).provider(t, "http://llm.test", always(tt.status, tt.body, headers...)), greeting)
 			var e *Error
 			require.ErrorAs(t, a.err, &e)
 			got := *e
@@ -230,7 +230,7 @@ func TestAnthropic_errors_becomeKinds(t *testing.T) {
 			require.Equal(t, Usage{}, a.Usage, "an error costs nothing")
 			if strings.HasPrefix(tt.body, "{") { // the same in the middle of a stream, where there is no status
 				rt := always(200, anthropicEvents(begins, textDelta("a"))+"event: error\ndata: "+strings.TrimSpace(tt.body)+"\n\n")
-				a := request(t.Context(), anthropicService(t).provider(t, "http://llm.test", rt), question)
+				a := request(t.Context(), anthropicService(t).provider(t, "http://llm.test", rt), greeting)
 				require.ErrorAs(t, a.err, &e)
 				require.Equal(t, tt.want.Kind, e.Kind)
 				require.Zero(t, e.Status)
@@ -268,7 +268,7 @@ func TestAnthropic_limits(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				a := request(t.Context(), anthropicService(t).provider(t, "http://llm.test", script(tt.steps...)), question)
+				a := request(t.Context(), anthropicService(t).provider(t, "http://llm.test", script(tt.steps...)), greeting)
 				require.Equal(t, tt.kind, KindOf(a.err), "%v", a.err)
 				require.Equal(t, tt.took, a.took)
 			})
@@ -286,8 +286,8 @@ func TestAnthropic_withoutEventNames_isRead(t *testing.T) {
 		}
 	}
 	for _, s := range []string{nameless.String(), strings.ReplaceAll(stream, "\n", "\r\n"), stream + "data: [DONE]\n\n"} {
-		anthropicService(t).streams["plain"].check(t, request(t.Context(), anthropicService(t).provider(t, "http://llm.test", always(200, s)), question))
+		anthropicService(t).streams["plain"].check(t, request(t.Context(), anthropicService(t).provider(t, "http://llm.test", always(200, s)), greeting))
 	}
-	a := request(t.Context(), anthropicService(t).provider(t, "http://llm.test", always(200, load(t, "anthropic/F3-unfinished.sse")+"data: [DONE]\n\n")), question)
+	a := request(t.Context(), anthropicService(t).provider(t, "http://llm.test", always(200, load(t, "anthropic/F3-unfinished.sse")+"data: [DONE]\n\n")), greeting)
 	require.Equal(t, KindTruncated, KindOf(a.err), "another interface's end is not this one's")
 }

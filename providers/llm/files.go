@@ -12,7 +12,6 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"unicode"
 	"unicode/utf8"
 )
 
@@ -161,9 +160,7 @@ func (s *attachments) takes(a attachment) bool {
 	case strings.HasPrefix(a.mime, "audio/"):
 		return s.config.Audio
 	default:
-		return a.ext != "" && slices.ContainsFunc(s.config.Files, func(ext string) bool {
-			return strings.EqualFold(strings.TrimPrefix(ext, "."), a.ext)
-		})
+		return a.ext != "" && slices.Contains(s.config.Files, a.ext)
 	}
 }
 
@@ -195,16 +192,6 @@ func (a attachment) asText() (string, bool) {
 		return "", false
 	}
 	return string(a.data), true
-}
-
-// printable makes a name fit for a line of text.
-func printable(name string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) || r == utf8.RuneError {
-			return -1
-		}
-		return r
-	}, name)
 }
 
 // made is a file of an answer whose content has come with it.

@@ -189,7 +189,7 @@ func (a *responsesAnswer) over(e responses.ResponseStreamEventUnion) error {
 // fetch reads a file of a container. Containers live for some minutes only.
 func (p *responsesAPI) fetch(ctx context.Context, container, id string) (io.ReadCloser, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.config.Total)
-	res, err := p.files.Get(ctx, container, id, option.WithMiddleware(refuse))
+	res, err := p.files.Get(ctx, container, id, option.WithMiddleware(refuse)) //nolint:bodyclose // capped closes it
 	if err != nil {
 		defer cancel()
 		if ctx.Err() != nil {

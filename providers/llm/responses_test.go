@@ -85,7 +85,7 @@ func TestResponses_unknownTools_areAProblemOfTheSettings(t *testing.T) {
 // A model that uses tools writes several messages.
 func TestResponses_severalMessages_areParagraphs(t *testing.T) {
 	rt := always(200, responsesEvents(created, outputText("a", "Let me "), outputText("a", "see."), outputText("b", ""), outputText("b", "It is "), outputText("b", "a cat."), completed))
-	a := request(t.Context(), responsesService(t).provider(t, "http://llm.test", rt), question)
+	a := request(t.Context(), responsesService(t).provider(t, "http://llm.test", rt), greeting)
 	require.NoError(t, a.err)
 	require.Equal(t, "Let me see.\n\nIt is a cat.", a.text)
 }
@@ -97,7 +97,7 @@ func TestResponses_images_comeWithTheirBytes(t *testing.T) {
 	}
 	again := strings.Replace(completed, `"output":[]`, `"output":[{"id":"i1","type":"image_generation_call","result":"iVBORw0KGgo="},{"id":"i3","type":"image_generation_call","result":"R0lGODlh"}]`, 1)
 	rt := always(200, responsesEvents(created, image("i1", "iVBORw0KGgo="), image("i1", "iVBORw0KGgo="), image("i2", "/9j/4AAQ"), image("i0", ""), again))
-	a := request(t.Context(), responsesService(t).provider(t, "http://llm.test", rt), question)
+	a := request(t.Context(), responsesService(t).provider(t, "http://llm.test", rt), greeting)
 	require.NoError(t, a.err)
 	require.Equal(t, []string{"image.png", "image-2.jpg", "image-3.gif"}, a.names(), "each once, also if only the last event has it")
 	for i, want := range []string{"image/png", "image/jpeg", "image/gif"} {
@@ -111,7 +111,7 @@ func TestResponses_images_comeWithTheirBytes(t *testing.T) {
 		require.Equal(t, "\x89PNG\r\n\x1a\n", string(b))
 	}
 
-	a = request(t.Context(), responsesService(t).provider(t, "http://llm.test", always(200, responsesEvents(image("i", "%%%"), completed))), question)
+	a = request(t.Context(), responsesService(t).provider(t, "http://llm.test", always(200, responsesEvents(image("i", "%%%"), completed))), greeting)
 	require.Equal(t, KindInvalid, KindOf(a.err))
 }
 
@@ -142,7 +142,7 @@ func TestResponses_filesOfContainers_areFetchedWhenOpened(t *testing.T) {
 			{"type":"container_file_citation","container_id":"cntr_1","file_id":"cfile_2","filename":"b.csv"}]}]}`, completed), status: http.StatusOK}
 	c.stream = strings.ReplaceAll(c.stream, "\n\t\t\t", "")
 	ctx, cancel := context.WithCancel(t.Context())
-	a := request(ctx, responsesService(t).provider(t, serve(t, c), nil), question)
+	a := request(ctx, responsesService(t).provider(t, serve(t, c), nil), greeting)
 	cancel()
 	require.NoError(t, a.err)
 	require.Equal(t, []string{"plot.png", "b.csv"}, a.names(), "each once, without directories")
@@ -164,7 +164,7 @@ func TestResponses_filesOfContainers_areFetchedWhenOpened(t *testing.T) {
 func TestResponses_filesOfContainers_failAsErrors(t *testing.T) {
 	c := &containers{stream: responsesEvents(citation("cntr_1", "cfile_1", "plot.png"), completed), status: http.StatusNotFound,
 		file: strings.NewReader(errorBody("invalid_request_error", "null", "Container expired, key "+testKey))}
-	a := request(t.Context(), responsesService(t).provider(t, serve(t, c), nil), question)
+	a := request(t.Context(), responsesService(t).provider(t, serve(t, c), nil), greeting)
 	require.NoError(t, a.err)
 	_, err := a.files[0].Open(t.Context())
 	require.Equal(t, KindNotFound, KindOf(err))
@@ -195,7 +195,7 @@ func TestResponses_filesOfContainers_failAsErrors(t *testing.T) {
 func TestResponses_idsThatAreNone_areNotFollowed(t *testing.T) {
 	for _, id := range []string{"", "..", "../../models", "a/b", "a?b", "a b", "%2e%2e", strings.Repeat("a", 65)} {
 		rt := always(200, responsesEvents(citation(id, "cfile_1", "x"), citation("cntr_1", id, "x"), completed))
-		a := request(t.Context(), responsesService(t).provider(t, "http://llm.test", rt), question)
+		a := request(t.Context(), responsesService(t).provider(t, "http://llm.test", rt), greeting)
 		require.NoError(t, a.err)
 		require.Empty(t, a.files, id)
 	}
@@ -210,7 +210,7 @@ func TestResponses_errorsOfTheStream_becomeKinds(t *testing.T) {
 			`"type":"error","error":{"type":"x y","code":"` + code + `","message":"confidential"}`,
 			`"type":"response.failed","response":{"status":"failed","error":{"code":"` + code + `","message":"confidential"},"usage":{"input_tokens":7,"output_tokens":3}}`,
 		} {
-			a := request(t.Context(), responsesService(t).provider(t, "http://llm.test", always(200, responsesEvents(outputText("m", "a"), event))), question)
+			a := request(t.Context(), responsesService(t).provider(t, "http://llm.test", always(200, responsesEvents(outputText("m", "a"), event))), greeting)
 			var e *Error
 			require.ErrorAs(t, a.err, &e)
 			require.Equal(t, want, e.Kind, event)
@@ -244,7 +244,7 @@ func TestResponses_limits(t *testing.T) {
 					steps = append(steps, step{after: 100 * time.Second, text: responsesEvents(tt.event)})
 				}
 				steps = append(steps, step{text: responsesEvents(outputText("m", "a"), completed)}, step{after: time.Hour})
-				a := request(t.Context(), responsesService(t).provider(t, "http://llm.test", script(steps...)), question)
+				a := request(t.Context(), responsesService(t).provider(t, "http://llm.test", script(steps...)), greeting)
 				require.Equal(t, tt.kind, KindOf(a.err), "%v", a.err)
 				require.Equal(t, tt.took, a.took)
 			})
