@@ -370,17 +370,17 @@ func TestNewSet_checksFallbacksAndCapabilities(t *testing.T) {
 		local("a", func(c *Config) { c.Fallback = []string{"b", "c", "b"} }),
 		local("b", func(c *Config) { c.Fallback = []string{"b", "a"} }),
 		local("d", func(c *Config) { c.API = "assistants" }),
-		local("e", func(c *Config) { c.Hosts = []string{"x"} }),
+		local("e", func(c *Config) { c.Hosts, c.Tools = []string{"x"}, []string{ToolWebSearch} }),
 		local("f", func(c *Config) { c.Files = []string{".pdf", "PDF", "pdf"} }),
 		local("g", func(c *Config) { c.Type, c.API = TypeAnthropic, APIResponses }),
 		local("h", func(c *Config) { c.Type, c.Inputs = TypeAnthropic, map[string]string{"a": "b"} }),
 	}})
 	for _, want := range []string{`1 (a): fallback "c" is not the id of a model`, `1 (a): fallback names "b" twice`, "2 (b): fallback names the model itself",
-		`3 (d): api "assistants" is unknown`, "4 (e): hosts and inputs are for type dify", `5 (f): files: ".pdf"`, `5 (f): files: "PDF"`,
+		`3 (d): api "assistants" is unknown`, "4 (e): hosts and inputs are for type dify", "4 (e): tools are for api responses only", `5 (f): files: ".pdf"`, `5 (f): files: "PDF"`,
 		"6 (g): api is for type openai only", "7 (h): hosts and inputs"} {
 		require.ErrorContains(t, err, want)
 	}
-	require.Equal(t, 9, strings.Count(err.Error(), "llm provider "), err.Error())
+	require.Equal(t, 10, strings.Count(err.Error(), "llm provider "), err.Error())
 
 	s := newTestSet(t, "http://llm.test", func(o *SetOptions) {
 		c := &o.Providers[0]
