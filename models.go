@@ -14,7 +14,7 @@ import (
 func modelsOf(s *config.Settings, log *slog.Logger) llm.SetOptions {
 	m := &s.Chatbox.LLM
 	return llm.SetOptions{
-		Providers: providersOf(m), Attempts: m.Attempts, BackoffBase: m.BackoffBase, BackoffCap: m.BackoffCap,
+		Providers: providersOf(s), Attempts: m.Attempts, BackoffBase: m.BackoffBase, BackoffCap: m.BackoffCap,
 		RetryShare: orNone(m.RetryBudget), RetryFloor: orNone(m.RetryFloor),
 		BreakerFailures: m.BreakerFailures, BreakerWindow: m.BreakerWindow, BreakerOpen: m.BreakerOpen, FallbackOnRefusal: m.FallbackOnRefusal,
 		Alert: func(a llm.Alert) {
@@ -24,7 +24,8 @@ func modelsOf(s *config.Settings, log *slog.Logger) llm.SetOptions {
 	}
 }
 
-func providersOf(m *config.LLM) []llm.Config {
+func providersOf(s *config.Settings) []llm.Config {
+	m := &s.Chatbox.LLM
 	var out []llm.Config
 	providers := slices.Clone(m.Providers)
 	slices.SortStableFunc(providers, func(a, b config.Provider) int { // the set's first is the default

@@ -31,7 +31,9 @@ func TestModelsOf_zeroMeansNone(t *testing.T) {
 }
 
 func TestProvidersOf_beginsWithTheDefault(t *testing.T) {
-	got := providersOf(&config.LLM{DefaultModel: "b", Providers: []config.Provider{{ID: "a"}, {ID: "b"}, {ID: "c"}}})
+	got := providersOf(&config.Settings{Chatbox: config.Chatbox{LLM: config.LLM{
+		DefaultModel: "b", Providers: []config.Provider{{ID: "a"}, {ID: "b"}, {ID: "c"}},
+	}}})
 	require.Equal(t, []string{"b", "a", "c"}, []string{got[0].ID, got[1].ID, got[2].ID})
 }
 
