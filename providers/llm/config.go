@@ -3,7 +3,6 @@ package llm
 import (
 	"errors"
 	"fmt"
-	"net/url"
 	"strings"
 	"time"
 )
@@ -17,21 +16,27 @@ const (
 
 // Defaults of Config.
 const (
-	defaultOpenAIEndpoint = "https://api.openai.com/v1"
-	defaultConnect        = 10 * time.Second
-	defaultFirstToken     = 300 * time.Second // reasoning models are silent for minutes
-	defaultIdle           = 120 * time.Second
-	defaultTotal          = 15 * time.Minute
-	maxCompletionTokens   = "max_completion_tokens"
-	maxTokens             = "max_tokens"
-	systemRole            = "system"
-	developerRole         = "developer"
+	defaultConnect      = 10 * time.Second
+	defaultFirstToken   = 300 * time.Second // reasoning models are silent for minutes
+	defaultIdle         = 120 * time.Second
+	defaultTotal        = 15 * time.Minute
+	maxCompletionTokens = "max_completion_tokens"
+	maxTokens           = "max_tokens"
+	systemRole          = "system"
+	developerRole       = "developer"
 )
 
 // Interfaces of OpenAI.
 const (
 	APIChat      = "chat"      // Chat Completions
 	APIResponses = "responses" // Responses, which reads more kinds of files and returns generated ones
+)
+
+// Tools that run at OpenAI.
+const (
+	ToolImageGeneration = "image_generation"
+	ToolCodeInterpreter = "code_interpreter" // its containers are billed apart
+	ToolWebSearch       = "web_search"
 )
 
 // Ways in which a server goes on after the beginning of an answer.
@@ -45,7 +50,7 @@ type Config struct {
 	ID       string // of the model, as sessions and users know it; required and unique
 	Name     string // shown to users. Empty: ID
 	Type     string // TypeOpenAI, TypeAnthropic or TypeDify; required
-	Endpoint string // base address. Empty: OpenAI's. A bare host gets /v1; query parameters are kept
+	Endpoint string // base address. Empty: the provider's own. A bare host gets /v1; query parameters are kept
 	APIKey   string // bearer token. Empty: none is sent, for local servers
 	Model    string // the provider's name of the model. Empty: ID
 
@@ -62,6 +67,7 @@ type Config struct {
 	Headers        map[string]string
 
 	API      string            // of TypeOpenAI: APIChat or APIResponses. Empty: the first, which all compatible servers speak
+	Tools    []string          // of APIResponses: ToolImageGeneration, ToolCodeInterpreter, ToolWebSearch. Empty: none, so no files
 	Hosts    []string          // of TypeDify: hosts besides Endpoint's that files of answers may be fetched from
 	Inputs   map[string]string // of TypeDify: the app's variables
 	Fallback []string          // ids of models that are asked in this order when this one cannot answer
@@ -82,9 +88,9 @@ func (c Config) check(i int) error {
 	if strings.TrimSpace(c.ID) == "" {
 		bad("id is missing")
 	}
-	switch c.Type {
-	case TypeOpenAI, TypeAnthropic, TypeDify:
-	case "":
+	switch {
+	case knownType(c.Type):
+	case c.Type == "":
 		bad("type is missing: openai, anthropic or dify")
 	default:
 		bad("type %q is unknown: openai, anthropic or dify", c.Type)
@@ -94,7 +100,7 @@ func (c Config) check(i int) error {
 			bad("%v", err)
 		}
 	}
-	if c.Type == TypeOpenAI && c.APIKey == "" && len(c.Headers) == 0 && strings.Contains(c.endpoint(), "//api.openai.com") {
+	if knownType(c.Type) && c.APIKey == "" && len(c.Headers) == 0 && needsKey(c.endpoint()) {
 		bad("apiKey is missing")
 	}
 	if !headerValue(c.APIKey) {
@@ -119,6 +125,23 @@ func (c Config) check(i int) error {
 	if v := c.Continue; v != "" && v != ContinuePrefix && v != ContinueFinalMessage {
 		bad("continue %q is unknown: %s or %s", v, ContinuePrefix, ContinueFinalMessage)
 	}
+	switch {
+	case c.API != "" && c.API != APIChat && c.API != APIResponses:
+		bad("api %q is unknown: %s or %s", c.API, APIChat, APIResponses)
+	case c.API != "" && c.Type != TypeOpenAI && knownType(c.Type):
+		bad("api is for type %s only", TypeOpenAI)
+	}
+	if len(c.Tools) > 0 && c.API != APIResponses {
+		bad("tools are for api %s only", APIResponses)
+	}
+	if (len(c.Hosts) > 0 || len(c.Inputs) > 0) && c.Type != TypeDify && knownType(c.Type) {
+		bad("hosts and inputs are for type %s only", TypeDify)
+	}
+	for _, ext := range c.Files {
+		if word(ext) == "" || strings.HasPrefix(ext, ".") || ext != strings.ToLower(ext) {
+			bad("files: %q is not an extension such as pdf", word(ext))
+		}
+	}
 	if c.ContextTokens < 0 || c.MaxOutput < 0 {
 		bad("context_tokens and max_output must not be negative")
 	}
@@ -134,7 +157,7 @@ func (c Config) problem(i int, what string) error {
 
 func (c Config) endpoint() string {
 	if c.Endpoint == "" {
-		return defaultOpenAIEndpoint
+		return defaultEndpoint(c.Type)
 	}
 	return c.Endpoint
 }
@@ -179,43 +202,6 @@ func (c Config) reveals(text string) bool {
 		}
 	}
 	return false
-}
-
-// parseEndpoint reads a base address. Errors do not repeat it: it may hold a key.
-func parseEndpoint(endpoint string) (*url.URL, error) {
-	u, err := url.Parse(strings.TrimSpace(endpoint))
-	switch {
-	case err != nil:
-		return nil, errors.New("endpoint is not an address")
-	case u.Scheme != "http" && u.Scheme != "https":
-		return nil, errors.New("endpoint must begin with https:// or http://")
-	case u.Hostname() == "":
-		return nil, errors.New("endpoint has no host")
-	case u.User != nil:
-		return nil, errors.New("endpoint must not hold a user or password")
-	case u.Fragment != "":
-		return nil, errors.New("endpoint must not hold a fragment")
-	}
-	return u, nil
-}
-
-// openAIBase returns the address to which "chat/completions" is added, with a slash at the end, and the query
-// parameters that every request repeats. A bare host gets /v1; any path is taken as it is, whether or not it
-// ends in /v1, and may be the whole address of the call.
-func openAIBase(endpoint string) (string, url.Values, error) {
-	u, err := parseEndpoint(endpoint)
-	if err != nil {
-		return "", nil, err
-	}
-	query := u.Query()
-	u.RawQuery, u.ForceQuery = "", false
-	u = u.JoinPath() // cleans the path
-	path := strings.TrimSuffix(strings.TrimRight(u.Path, "/"), "/chat/completions")
-	if path == "" {
-		path = "/v1"
-	}
-	u.Path, u.RawPath = path+"/", ""
-	return u.String(), query, nil
 }
 
 // headerValue says whether s can be the value of an HTTP header.

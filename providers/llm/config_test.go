@@ -8,33 +8,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestOpenAIBase(t *testing.T) {
-	for endpoint, want := range map[string]string{
-		"https://api.openai.com/v1":                             "https://api.openai.com/v1/",
-		"https://api.openai.com/v1/":                            "https://api.openai.com/v1/",
-		"https://api.openai.com/v1//":                           "https://api.openai.com/v1/",
-		"https://api.openai.com":                                "https://api.openai.com/v1/",
-		"https://api.openai.com/":                               "https://api.openai.com/v1/",
-		"  https://api.openai.com/v1  ":                         "https://api.openai.com/v1/",
-		"https://api.openai.com/v1/chat/completions":            "https://api.openai.com/v1/",
-		"https://api.openai.com/v1/chat/completions/":           "https://api.openai.com/v1/",
-		"http://127.0.0.1:11434":                                "http://127.0.0.1:11434/v1/",
-		"http://[::1]:8000/v1":                                  "http://[::1]:8000/v1/",
-		"https://proxy.example/llm":                             "https://proxy.example/llm/",
-		"https://proxy.example/llm/v1/":                         "https://proxy.example/llm/v1/",
-		"https://openrouter.example/api/v1":                     "https://openrouter.example/api/v1/",
-		"https://x.openai.azure.example/openai/v1/":             "https://x.openai.azure.example/openai/v1/",
-		"https://x.example/openai/deployments/d?api-version=v1": "https://x.example/openai/deployments/d/",
-	} {
-		got, _, err := openAIBase(endpoint)
-		require.NoError(t, err)
-		require.Equal(t, want, got, endpoint)
-	}
-	_, query, err := openAIBase("https://x.example/openai/deployments/d?api-version=2024-10-21&a=b%20c")
-	require.NoError(t, err)
-	require.Equal(t, "a=b+c&api-version=2024-10-21", query.Encode())
-}
-
 func TestNewSet_namesEveryProblemAtOnce(t *testing.T) {
 	_, err := NewSet(SetOptions{Providers: []Config{
 		{ID: "good", Type: TypeOpenAI, Endpoint: "http://llm.test"},
