@@ -306,43 +306,76 @@ const (
 	cancelTries = 5
 )
 
+// patient is a transport that tells when a response has been read up to a byte and its reader waits for more.
+type patient struct {
+	http.RoundTripper
+	after   int
+	waiting chan struct{}
+}
+
+func (p *patient) RoundTrip(r *http.Request) (*http.Response, error) {
+	res, err := p.RoundTripper.RoundTrip(r)
+	if err == nil {
+		res.Body = &patientBody{res.Body, p.after, p.waiting}
+	}
+	return res, err
+}
+
+type patientBody struct {
+	io.ReadCloser
+	left    int
+	waiting chan struct{}
+}
+
+func (b *patientBody) Read(p []byte) (int, error) {
+	if b.left == 0 {
+		b.left = -1
+		close(b.waiting)
+	}
+	n, err := b.ReadCloser.Read(p)
+	b.left -= n
+	return n, err
+}
+
 // testCancelled cancels a request that waits for more.
 func (s service) testCancelled(t *testing.T, r recorded) {
 	t.Helper()
 	var beginning string
-	sent, gone := make(chan struct{}), make(chan time.Time, 1)
+	gone := make(chan time.Time, 1)
 	endpoint := serve(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		_, _ = io.Copy(io.Discard, req.Body) // or the server does not look for the end of the connection
 		w.Header().Set("Content-Type", "text/event-stream")
 		_, _ = io.WriteString(w, beginning)
 		_ = http.NewResponseController(w).Flush()
-		sent <- struct{}{}
 		<-req.Context().Done()
 		gone <- time.Now()
 	}))
-	p := s.provider(t, endpoint, nil)
+	pool := newTransport(timeLimit)
+	t.Cleanup(pool.CloseIdleConnections)
 	try := func(complete bool) time.Duration {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
+		wire := &patient{RoundTripper: pool, after: len(beginning), waiting: make(chan struct{})}
 		done := make(chan answered, 1)
+		p := s.provider(t, endpoint, wire)
 		go func() { done <- request(ctx, p, greeting) }()
-		<-sent
-		start := time.Now()
-		cancel()
-		a := <-done
+		var start time.Time
+		var a answered
+		select {
+		case <-wire.waiting:
+			start = time.Now()
+			cancel()
+			a = within(t, done)
+		case a = <-done: // it knows that there is no more to come
+			start = time.Now()
+		}
 		if a.err == nil {
 			require.True(t, complete)
 		} else {
 			r.partial(t, a, KindCancelled)
 			require.True(t, KindOf(a.err) != KindCancelled || errors.Is(a.err, context.Canceled))
 		}
-		select {
-		case at := <-gone:
-			return at.Sub(start)
-		case <-time.After(timeLimit):
-			require.FailNow(t, "the provider does not see the cancel")
-			return 0
-		}
+		return within(t, gone).Sub(start)
 	}
 	s.between(r, func(b string, complete bool) {
 		beginning = b
@@ -352,4 +385,15 @@ func (s service) testCancelled(t *testing.T, r recorded) {
 		}
 		require.LessOrEqual(t, took, cancelLimit)
 	})
+}
+
+// within waits for what must come soon.
+func within[T any](t *testing.T, c <-chan T) (v T) {
+	t.Helper()
+	select {
+	case v = <-c:
+	case <-time.After(timeLimit):
+		require.FailNow(t, "a cancel is not seen")
+	}
+	return v
 }
