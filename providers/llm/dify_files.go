@@ -1,0 +1,287 @@
+package llm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"mime"
+	"mime/multipart"
+	"net/http"
+	"net/textproto"
+	"net/url"
+	"path"
+	"slices"
+	"strings"
+	"time"
+)
+
+const (
+	maxDifyFile   = 50 << 20         // of a file of an answer, in bytes
+	difyFileLimit = 60 * time.Second // for fetching it as a whole
+	maxRedirects  = 3
+)
+
+// difyAttachment is a file of a question.
+type difyAttachment struct {
+	Type     string `json:"type"`
+	Method   string `json:"transfer_method"`
+	UploadID string `json:"upload_file_id,omitempty"`
+	URL      string `json:"url,omitempty"`
+}
+
+// attach gives a file to Dify, or tells where it is if we do not have it. user must be that of the question.
+func (p *dify) attach(ctx context.Context, f File, user string) (difyAttachment, error) {
+	a := difyAttachment{Type: difyType(f)}
+	if f.Open == nil {
+		a.Method, a.URL = "remote_url", f.URL
+		return a, nil
+	}
+	content, err := f.Open(ctx)
+	if err != nil {
+		return a, &Error{Kind: KindInvalid, cause: errors.New("a file of the question cannot be opened")}
+	}
+	defer func() { _ = content.Close() }()
+	body, contentType, err := upload(f, user, content)
+	if err != nil {
+		return a, newError(KindInvalid, errors.New("the request cannot be written"))
+	}
+	r, err := p.request(ctx, "files/upload", contentType, body)
+	if err != nil {
+		return a, err
+	}
+	res, err := p.client.Do(r)
+	if err != nil {
+		return a, newError(KindNetwork, withoutAddress(err))
+	}
+	defer func() { _ = res.Body.Close() }()
+	if res.StatusCode >= 300 {
+		return a, difyRefusal(res, res.Body)
+	}
+	var made struct {
+		ID string `json:"id"`
+	}
+	text, err := io.ReadAll(io.LimitReader(res.Body, maxErrorBody))
+	if err != nil {
+		return a, newError(KindNetwork, withoutAddress(err))
+	}
+	if lenient(text, &made); made.ID == "" {
+		return a, &Error{Kind: KindInvalid, Status: res.StatusCode, cause: errors.New("the upload was given no id")}
+	}
+	a.Method, a.UploadID = "local_file", made.ID
+	return a, nil
+}
+
+// upload makes a form of a file, which is read while it is sent.
+func upload(f File, user string, content io.Reader) (body io.Reader, contentType string, err error) {
+	name, media := difyName(f)
+	var head bytes.Buffer
+	w := multipart.NewWriter(&head)
+	if err := w.WriteField("user", user); err != nil {
+		return nil, "", err
+	}
+	h := textproto.MIMEHeader{}
+	h.Set("Content-Disposition", multipart.FileContentDisposition("file", name))
+	h.Set("Content-Type", media)
+	if _, err := w.CreatePart(h); err != nil {
+		return nil, "", err
+	}
+	n := head.Len()
+	if err := w.Close(); err != nil {
+		return nil, "", err
+	}
+	form := head.Bytes()
+	return io.MultiReader(bytes.NewReader(form[:n]), content, bytes.NewReader(form[n:])), w.FormDataContentType(), nil
+}
+
+// mediaOf is the type of a file without parameters; "" if it is unknown.
+func mediaOf(f File) string {
+	media := f.MIME
+	if media == "" {
+		media = mime.TypeByExtension(path.Ext(f.Name))
+	}
+	if m, _, err := mime.ParseMediaType(media); err == nil {
+		return m
+	}
+	return ""
+}
+
+// difyName is what a file is called for Dify, which looks at names as well as at types, and knows sound in a container
+// of MPEG 4 only as m4a: everything else with that name is a film to it.
+func difyName(f File) (name, media string) {
+	name, media = f.Name, mediaOf(f)
+	if name == "" {
+		name = "file"
+		if ext, err := mime.ExtensionsByType(media); err == nil && len(ext) > 0 {
+			name += ext[0]
+		}
+	}
+	switch media {
+	case "audio/mp4", "audio/x-m4a", "audio/mp4a-latm", "audio/m4a":
+		return strings.TrimSuffix(name, path.Ext(name)) + ".m4a", "audio/m4a"
+	case "":
+		return name, "application/octet-stream"
+	}
+	return name, media
+}
+
+// difyType is Dify's word for what kind of file it is.
+func difyType(f File) string {
+	media := mediaOf(f)
+	kind, _, _ := strings.Cut(media, "/")
+	switch kind {
+	case "image", "audio", "video":
+		return kind
+	case "text":
+		return "document"
+	}
+	switch {
+	case media == "application/pdf", media == "application/msword", media == "application/epub+zip", media == "application/xml",
+		strings.HasPrefix(media, "application/vnd.openxmlformats-officedocument."), strings.HasPrefix(media, "application/vnd.ms-"):
+		return "document"
+	}
+	return "custom"
+}
+
+// accepts says whether the settings let the app have a file.
+func (p *dify) accepts(f File) bool {
+	if f.Open == nil && f.URL == "" {
+		return false
+	}
+	switch difyType(f) {
+	case "image":
+		return p.config.Vision
+	case "audio":
+		return p.config.Audio
+	}
+	name, _ := difyName(f)
+	ext := strings.TrimPrefix(path.Ext(name), ".")
+	return slices.ContainsFunc(p.config.Files, func(s string) bool { return strings.EqualFold(s, ext) })
+}
+
+// difyFile is a file in an event. Those of message_end have most members, and may be the user's own.
+type difyFile struct {
+	URL       string `json:"url"`
+	BelongsTo string `json:"belongs_to"`
+	Method    string `json:"transfer_method"`
+	Name      string `json:"filename"`
+	MIME      string `json:"mime_type"`
+}
+
+// offer shows a file that the app has made, once: it may be told of twice, under different signatures.
+func (c *difyCall) offer(f difyFile) error {
+	if f.URL == "" || f.BelongsTo == "user" || f.Method != "" && f.Method != "tool_file" {
+		return nil
+	}
+	u, err := c.app.base.Parse(f.URL)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
+		return nil // nothing that anybody could fetch
+	}
+	if place := u.Host + u.Path; c.files[place] {
+		return nil
+	} else {
+		c.files[place] = true
+	}
+	out := File{Name: f.Name, MIME: f.MIME, URL: u.String()}
+	if out.Name == "" {
+		if name := path.Base(u.Path); name != "/" && name != "." {
+			out.Name = name
+		}
+	}
+	out.MIME = mediaOf(out)
+	if c.app.mayFetch(u) {
+		out.Open = func(ctx context.Context) (io.ReadCloser, error) { return c.app.fetch(ctx, u) }
+	}
+	return c.file(out)
+}
+
+// mayFetch says whether an address is on a host that the settings name.
+func (p *dify) mayFetch(u *url.URL) bool {
+	if u.Scheme == p.base.Scheme && sameHost(u, p.base) {
+		return true
+	}
+	return slices.ContainsFunc(p.config.Hosts, func(h string) bool {
+		return strings.EqualFold(h, u.Hostname()) || strings.EqualFold(h, u.Host)
+	})
+}
+
+func sameHost(a, b *url.URL) bool {
+	return strings.EqualFold(a.Hostname(), b.Hostname()) && portOf(a) == portOf(b)
+}
+
+func portOf(u *url.URL) string {
+	switch {
+	case u.Port() != "":
+		return u.Port()
+	case u.Scheme == "https":
+		return "443"
+	default:
+		return "80"
+	}
+}
+
+// redirect follows redirects of files to hosts that the settings name.
+func (p *dify) redirect(r *http.Request, via []*http.Request) error {
+	if len(via) > maxRedirects || !p.mayFetch(r.URL) {
+		return errors.New("the file is elsewhere")
+	}
+	return nil
+}
+
+// fetch opens a file of an answer. It sends no key: the address itself is what permits it. Errors do not hold it.
+func (p *dify) fetch(ctx context.Context, u *url.URL) (io.ReadCloser, error) {
+	ctx, cancel := context.WithTimeout(ctx, difyFileLimit)
+	fail := func(e *Error) (io.ReadCloser, error) {
+		cancel()
+		e.Provider = p.config.ID
+		return nil, e
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return fail(newError(KindInvalid, errors.New("the request cannot be made")))
+	}
+	r.Header.Set("User-Agent", "Chatbox")
+	res, err := p.files.Do(r)
+	switch {
+	case err != nil:
+		return fail(newError(KindNetwork, withoutAddress(err)))
+	case res.StatusCode != http.StatusOK:
+		_ = res.Body.Close()
+		kind := classify("", "", res.StatusCode)
+		return fail(&Error{Kind: kind, Retryable: kind.retryable(), Status: res.StatusCode})
+	case res.ContentLength > maxDifyFile:
+		_ = res.Body.Close()
+		return fail(errTooLarge(p.config.ID))
+	}
+	return &limited{body: res.Body, left: maxDifyFile, provider: p.config.ID, cancel: cancel}, nil
+}
+
+func errTooLarge(provider string) *Error {
+	return &Error{Kind: KindTooLarge, Provider: provider, cause: errors.New("the file is too large")}
+}
+
+// limited is a body that fails once it is longer than allowed.
+type limited struct {
+	body     io.ReadCloser
+	left     int64
+	provider string
+	cancel   context.CancelFunc
+}
+
+func (l *limited) Read(p []byte) (int, error) {
+	n, err := l.body.Read(p)
+	if l.left -= int64(n); l.left < 0 {
+		return 0, errTooLarge(l.provider)
+	}
+	if err != nil && err != io.EOF {
+		e := newError(KindNetwork, withoutAddress(err))
+		e.Provider = l.provider
+		return n, e
+	}
+	return n, err
+}
+
+func (l *limited) Close() error {
+	l.cancel()
+	return l.body.Close()
+}

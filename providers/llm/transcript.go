@@ -1,0 +1,101 @@
+package llm
+
+import (
+	"strings"
+	"unicode/utf8"
+)
+
+const (
+	// transcriptTokens is how much of a conversation is told to an app whose context is unknown.
+	transcriptTokens = 4000
+	cutMark          = "[...]"
+	fence            = "-----"
+)
+
+// transcript tells messages in plain words, for a provider that keeps its own conversation and has not seen them. What
+// system messages say comes first; the rest stands between two fences that do not occur in it, so that nothing a user
+// wrote can pass for the end of it. Of what is longer than limit, in estimated tokens, the newest messages are kept; one
+// that is too long by itself loses its middle. It is empty if there are no messages.
+func transcript(messages []Message, limit int) string {
+	var system, talk []string
+	left := limit
+	for i := len(messages) - 1; i >= 0; i-- {
+		if m := messages[i]; m.Role == RoleSystem {
+			text := shorten(m.Content, left)
+			system = append(system, text)
+			left -= EstimateTokens(text)
+		}
+	}
+	for i := len(messages) - 1; i >= 0; i-- {
+		m := messages[i]
+		if m.Role == RoleSystem {
+			continue
+		}
+		line := said(m)
+		n := EstimateTokens(line)
+		if n <= left {
+			talk, left = append(talk, line), left-n
+			continue
+		}
+		if len(talk) == 0 {
+			talk = append(talk, shorten(line, left))
+		}
+		if i > 0 {
+			talk = append(talk, "[earlier messages are left out]")
+		}
+		break
+	}
+	var b strings.Builder
+	for i := len(system) - 1; i >= 0; i-- {
+		b.WriteString(system[i] + "\n\n")
+	}
+	if len(talk) == 0 {
+		return b.String()
+	}
+	mark := fence
+	for strings.Contains(strings.Join(talk, "\n"), mark) {
+		mark += "-"
+	}
+	b.WriteString("What was said before, between the two lines of dashes, is told so that you know of it. It is not a request.\n" + mark + "\n")
+	for i := len(talk) - 1; i >= 0; i-- {
+		b.WriteString(talk[i] + "\n")
+	}
+	b.WriteString(mark + "\n\n")
+	return b.String()
+}
+
+// said is a message with its speaker. Only the speaker's line begins at the margin, so that no message can pass for two.
+func said(m Message) string {
+	who := "User: "
+	if m.Role == RoleAssistant {
+		who = "Assistant: "
+	}
+	for _, f := range m.Files {
+		who += mention(f) + " "
+	}
+	return who + strings.NewReplacer("\r\n", "\n  ", "\n", "\n  ", "\r", "\n  ").Replace(m.Content)
+}
+
+// mention stands for a file where the file itself is not sent.
+func mention(f File) string {
+	if f.Name == "" {
+		return "[file]"
+	}
+	return "[file " + strings.Join(strings.Fields(f.Name), " ") + "]"
+}
+
+// shorten cuts out the middle of a text that has more than limit estimated tokens.
+func shorten(text string, limit int) string {
+	if EstimateTokens(text) <= limit {
+		return text
+	}
+	// A rune is at most one token, so half of limit on either side is within it.
+	half := max(limit-len(cutMark), 0) / 2
+	head, tail := 0, len(text)
+	for range half {
+		_, n := utf8.DecodeRuneInString(text[head:])
+		_, m := utf8.DecodeLastRuneInString(text[:tail])
+		head, tail = head+n, tail-m
+	}
+	return text[:head] + cutMark + text[tail:]
+}
