@@ -9,7 +9,6 @@ import (
 	"github.com/openai/openai-go/v3"
 	"github.com/openai/openai-go/v3/option"
 	"github.com/openai/openai-go/v3/packages/param"
-	"github.com/openai/openai-go/v3/packages/ssestream"
 )
 
 // openAI speaks OpenAI's Chat Completions with one model. It repeats nothing, reads no environment variable
@@ -89,16 +88,61 @@ func (p *openAI) Stream(ctx context.Context, req Request, emit func(Delta) error
 	if err != nil {
 		return c.end(ctx, err)
 	}
-	events := &decoder{Decoder: ssestream.NewDecoder(raw)}
-	stream := ssestream.NewStream[openai.ChatCompletionChunk](events, nil)
-	defer func() { _ = stream.Close() }()
-	for ctx.Err() == nil && stream.Next() { // nothing is emitted after a cancel, even if it has arrived
-		if err := c.chunk(stream.Current()); err != nil {
-			return c.end(ctx, err)
+	c.done, err = stream(ctx, raw, c.chunk)
+	return c.end(ctx, err)
+}
+
+// chunk takes one chunk of the stream. Any part of it may be missing. An error is emit's.
+func (c *call) chunk(k openai.ChatCompletionChunk) error {
+	if k.JSON.Usage.Valid() { // on any chunk: some servers send it with the last choice
+		u := k.Usage
+		c.usage = &Usage{In: u.PromptTokens, Out: u.CompletionTokens, Total: max(u.TotalTokens, u.PromptTokens+u.CompletionTokens),
+			Cached: u.PromptTokensDetails.CachedTokens}
+	}
+	for _, choice := range k.Choices {
+		if choice.Index != 0 {
+			continue // we ask for one
+		}
+		if reasons(choice.Delta) {
+			c.dog.alive()
+		}
+		if t := choice.Delta.Refusal; t != "" {
+			c.refuse = true
+			if err := c.text(t); err != nil {
+				return err
+			}
+		}
+		if err := c.text(choice.Delta.Content); err != nil {
+			return err
+		}
+		if choice.FinishReason != "" {
+			c.finish = finishOf(choice.FinishReason)
+			c.dog.finished()
 		}
 	}
-	c.done = events.done
-	return c.end(ctx, stream.Err())
+	return nil
+}
+
+// reasons says whether a delta holds reasoning, under the names that compatible servers use. It is not shown,
+// but it is a sign of life.
+func reasons(d openai.ChatCompletionChunkChoiceDelta) bool {
+	for _, name := range []string{"reasoning_content", "reasoning"} {
+		if raw := d.JSON.ExtraFields[name].Raw(); raw != "" && raw != "null" && raw != `""` {
+			return true
+		}
+	}
+	return false
+}
+
+func finishOf(reason string) Finish {
+	switch reason {
+	case "length":
+		return FinishLength
+	case "content_filter":
+		return FinishFilter
+	default:
+		return FinishStop
+	}
 }
 
 func (p *openAI) params(req Request) openai.ChatCompletionNewParams {

@@ -2,6 +2,7 @@ package llm
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -55,6 +56,20 @@ func (r *reply) respond(req *http.Request, next option.MiddlewareNext) (*http.Re
 		e.Retryable = false
 	}
 	return nil, e
+}
+
+// stream gives the events of a stream to take, until there are no more, take returns an error or ctx, the caller's,
+// ends. done says that the stream has ended with [DONE]. The body is closed.
+func stream[E any](ctx context.Context, raw *http.Response, take func(E) error) (done bool, err error) {
+	events := &decoder{Decoder: ssestream.NewDecoder(raw)}
+	s := ssestream.NewStream[E](events, nil)
+	defer func() { _ = s.Close() }()
+	for ctx.Err() == nil && s.Next() { // nothing is emitted after a cancel, even if it has arrived
+		if err := take(s.Current()); err != nil {
+			return events.done, err
+		}
+	}
+	return events.done, s.Err()
 }
 
 // decoder reads the events of a stream, notices its terminal event, and turns error objects into errors.
