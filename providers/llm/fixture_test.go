@@ -83,7 +83,7 @@ func (a answered) names() []string {
 	return out
 }
 
-var question = Request{Model: "m", Messages: []Message{{Role: RoleUser, Content: "hi"}}}
+var greeting = Request{Model: "m", Messages: []Message{{Role: RoleUser, Content: "hi"}}}
 
 // provider makes the adapter of a service at endpoint. A nil transport is the network.
 func (s service) provider(tb testing.TB, endpoint string, rt http.RoundTripper, change ...func(*Config)) Provider {
@@ -195,7 +195,7 @@ func errorText(err error) string {
 }
 
 func (s service) testWhole(t *testing.T, r recorded) {
-	r.check(t, request(t.Context(), s.provider(t, "http://llm.test", always(200, r.stream)), question))
+	r.check(t, request(t.Context(), s.provider(t, "http://llm.test", always(200, r.stream)), greeting))
 }
 
 // testPieces sends a stream over the network in pieces of n bytes.
@@ -207,7 +207,7 @@ func (s service) testPieces(t *testing.T, r recorded, n int) {
 			_ = http.NewResponseController(w).Flush()
 		}
 	}))
-	r.check(t, request(t.Context(), s.provider(t, endpoint, nil), question))
+	r.check(t, request(t.Context(), s.provider(t, endpoint, nil), greeting))
 }
 
 // testCut lets a stream end after every byte with err, nil being a clean end.
@@ -219,7 +219,7 @@ func (s service) testCut(t *testing.T, r recorded, err error, kind Kind) {
 		return response(req, http.StatusOK, &scripted{ctx: req.Context(), steps: []step{{text: r.stream[:cut], err: err}, {err: err}}}), nil
 	}))
 	for ; cut < len(r.stream); cut++ {
-		a := request(t.Context(), p, question)
+		a := request(t.Context(), p, greeting)
 		if whole > 0 && cut >= whole {
 			require.NoError(t, a.err, "cut at %d", cut)
 			require.Equal(t, r.text, a.text)
@@ -256,7 +256,7 @@ func (s service) testAborted(t *testing.T, r recorded) {
 	p := s.provider(t, endpoint, nil)
 	s.between(r, func(b string, complete bool) {
 		beginning = b
-		a := request(t.Context(), p, question)
+		a := request(t.Context(), p, greeting)
 		if complete {
 			require.NoError(t, a.err)
 			require.Equal(t, r.text, a.text)
@@ -270,7 +270,7 @@ func (s service) testAborted(t *testing.T, r recorded) {
 func (s service) testStalled(t *testing.T, r recorded) {
 	s.between(r, func(beginning string, complete bool) {
 		synctest.Test(t, func(t *testing.T) {
-			a := request(t.Context(), s.provider(t, "http://llm.test", script(step{text: beginning}, step{after: 24 * time.Hour})), question)
+			a := request(t.Context(), s.provider(t, "http://llm.test", script(step{text: beginning}, step{after: 24 * time.Hour})), greeting)
 			switch {
 			case complete:
 				require.NoError(t, a.err)
@@ -315,7 +315,7 @@ func (s service) testCancelled(t *testing.T, r recorded) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		done := make(chan answered, 1)
-		go func() { done <- request(ctx, p, question) }()
+		go func() { done <- request(ctx, p, greeting) }()
 		<-sent
 		start := time.Now()
 		cancel()
