@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -43,7 +44,7 @@ func difyFailure(text []byte, status int) *Error {
 	var d difyError
 	lenient(text, &d)
 	number := status
-	if n, err := strconv.Atoi(string(trimQuotes(d.Status))); err == nil && number == 0 {
+	if n, err := strconv.Atoi(strings.Trim(string(d.Status), `"`)); err == nil && number == 0 {
 		number = n
 	}
 	kind, known := difyKinds[d.Code]
@@ -54,13 +55,6 @@ func difyFailure(text []byte, status int) *Error {
 		kind = KindContextLength
 	}
 	return &Error{Kind: kind, Retryable: kind.retryable(), Status: status, Code: word(d.Code)}
-}
-
-func trimQuotes(b []byte) []byte {
-	if n := len(b); n >= 2 && b[0] == '"' && b[n-1] == '"' {
-		return b[1 : n-1]
-	}
-	return b
 }
 
 // difyRefusal makes the error of a response that is not what was asked for.

@@ -19,7 +19,7 @@ import (
 const (
 	maxDifyFile   = 50 << 20         // of a file of an answer, in bytes
 	difyFileLimit = 60 * time.Second // for fetching it as a whole
-	maxRedirects  = 3
+	difyRedirects = 3
 )
 
 // difyAttachment is a file of a question.
@@ -41,13 +41,14 @@ func (p *dify) attach(ctx context.Context, f File, user string) (difyAttachment,
 	if err != nil {
 		return a, &Error{Kind: KindInvalid, cause: errors.New("a file of the question cannot be opened")}
 	}
-	defer func() { _ = content.Close() }()
-	body, contentType, err := upload(f, user, content)
+	body, contentType, err := difyForm(f, user, content)
 	if err != nil {
+		_ = content.Close()
 		return a, newError(KindInvalid, errors.New("the request cannot be written"))
 	}
 	r, err := p.request(ctx, "files/upload", contentType, body)
 	if err != nil {
+		_ = body.Close()
 		return a, err
 	}
 	res, err := p.client.Do(r)
@@ -72,8 +73,9 @@ func (p *dify) attach(ctx context.Context, f File, user string) (difyAttachment,
 	return a, nil
 }
 
-// upload makes a form of a file, which is read while it is sent.
-func upload(f File, user string, content io.Reader) (body io.Reader, contentType string, err error) {
+// difyForm makes a form of a file, which is read while it is sent. Whoever sends it closes the file, and that may be
+// after an answer has come.
+func difyForm(f File, user string, content io.ReadCloser) (body io.ReadCloser, contentType string, err error) {
 	name, media := difyName(f)
 	var head bytes.Buffer
 	w := multipart.NewWriter(&head)
@@ -91,11 +93,15 @@ func upload(f File, user string, content io.Reader) (body io.Reader, contentType
 		return nil, "", err
 	}
 	form := head.Bytes()
-	return io.MultiReader(bytes.NewReader(form[:n]), content, bytes.NewReader(form[n:])), w.FormDataContentType(), nil
+	body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(form[:n]), content, bytes.NewReader(form[n:])), content}
+	return body, w.FormDataContentType(), nil
 }
 
-// mediaOf is the type of a file without parameters; "" if it is unknown.
-func mediaOf(f File) string {
+// difyMedia is the type of a file without parameters; "" if it is unknown.
+func difyMedia(f File) string {
 	media := f.MIME
 	if media == "" {
 		media = mime.TypeByExtension(path.Ext(f.Name))
@@ -109,7 +115,7 @@ func mediaOf(f File) string {
 // difyName is what a file is called for Dify, which looks at names as well as at types, and knows sound in a container
 // of MPEG 4 only as m4a: everything else with that name is a film to it.
 func difyName(f File) (name, media string) {
-	name, media = f.Name, mediaOf(f)
+	name, media = f.Name, difyMedia(f)
 	if name == "" {
 		name = "file"
 		if ext, err := mime.ExtensionsByType(media); err == nil && len(ext) > 0 {
@@ -127,7 +133,7 @@ func difyName(f File) (name, media string) {
 
 // difyType is Dify's word for what kind of file it is.
 func difyType(f File) string {
-	media := mediaOf(f)
+	media := difyMedia(f)
 	kind, _, _ := strings.Cut(media, "/")
 	switch kind {
 	case "image", "audio", "video":
@@ -141,22 +147,6 @@ func difyType(f File) string {
 		return "document"
 	}
 	return "custom"
-}
-
-// accepts says whether the settings let the app have a file.
-func (p *dify) accepts(f File) bool {
-	if f.Open == nil && f.URL == "" {
-		return false
-	}
-	switch difyType(f) {
-	case "image":
-		return p.config.Vision
-	case "audio":
-		return p.config.Audio
-	}
-	name, _ := difyName(f)
-	ext := strings.TrimPrefix(path.Ext(name), ".")
-	return slices.ContainsFunc(p.config.Files, func(s string) bool { return strings.EqualFold(s, ext) })
 }
 
 // difyFile is a file in an event. Those of message_end have most members, and may be the user's own.
@@ -188,7 +178,7 @@ func (c *difyCall) offer(f difyFile) error {
 			out.Name = name
 		}
 	}
-	out.MIME = mediaOf(out)
+	out.MIME = difyMedia(out)
 	if c.app.mayFetch(u) {
 		out.Open = func(ctx context.Context) (io.ReadCloser, error) { return c.app.fetch(ctx, u) }
 	}
@@ -197,7 +187,7 @@ func (c *difyCall) offer(f difyFile) error {
 
 // mayFetch says whether an address is on a host that the settings name.
 func (p *dify) mayFetch(u *url.URL) bool {
-	if u.Scheme == p.base.Scheme && sameHost(u, p.base) {
+	if u.Scheme == p.base.Scheme && difySameHost(u, p.base) {
 		return true
 	}
 	return slices.ContainsFunc(p.config.Hosts, func(h string) bool {
@@ -205,11 +195,11 @@ func (p *dify) mayFetch(u *url.URL) bool {
 	})
 }
 
-func sameHost(a, b *url.URL) bool {
-	return strings.EqualFold(a.Hostname(), b.Hostname()) && portOf(a) == portOf(b)
+func difySameHost(a, b *url.URL) bool {
+	return strings.EqualFold(a.Hostname(), b.Hostname()) && difyPort(a) == difyPort(b)
 }
 
-func portOf(u *url.URL) string {
+func difyPort(u *url.URL) string {
 	switch {
 	case u.Port() != "":
 		return u.Port()
@@ -222,7 +212,7 @@ func portOf(u *url.URL) string {
 
 // redirect follows redirects of files to hosts that the settings name.
 func (p *dify) redirect(r *http.Request, via []*http.Request) error {
-	if len(via) > maxRedirects || !p.mayFetch(r.URL) {
+	if len(via) > difyRedirects || !p.mayFetch(r.URL) {
 		return errors.New("the file is elsewhere")
 	}
 	return nil
@@ -251,27 +241,27 @@ func (p *dify) fetch(ctx context.Context, u *url.URL) (io.ReadCloser, error) {
 		return fail(&Error{Kind: kind, Retryable: kind.retryable(), Status: res.StatusCode})
 	case res.ContentLength > maxDifyFile:
 		_ = res.Body.Close()
-		return fail(errTooLarge(p.config.ID))
+		return fail(difyTooLarge(p.config.ID))
 	}
-	return &limited{body: res.Body, left: maxDifyFile, provider: p.config.ID, cancel: cancel}, nil
+	return &difyBody{body: res.Body, left: maxDifyFile, provider: p.config.ID, cancel: cancel}, nil
 }
 
-func errTooLarge(provider string) *Error {
+func difyTooLarge(provider string) *Error {
 	return &Error{Kind: KindTooLarge, Provider: provider, cause: errors.New("the file is too large")}
 }
 
-// limited is a body that fails once it is longer than allowed.
-type limited struct {
+// difyBody is a body that fails once it is longer than allowed.
+type difyBody struct {
 	body     io.ReadCloser
 	left     int64
 	provider string
 	cancel   context.CancelFunc
 }
 
-func (l *limited) Read(p []byte) (int, error) {
+func (l *difyBody) Read(p []byte) (int, error) {
 	n, err := l.body.Read(p)
 	if l.left -= int64(n); l.left < 0 {
-		return 0, errTooLarge(l.provider)
+		return 0, difyTooLarge(l.provider)
 	}
 	if err != nil && err != io.EOF {
 		e := newError(KindNetwork, withoutAddress(err))
@@ -281,7 +271,7 @@ func (l *limited) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (l *limited) Close() error {
+func (l *difyBody) Close() error {
 	l.cancel()
 	return l.body.Close()
 }

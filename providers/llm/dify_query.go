@@ -25,16 +25,9 @@ func (p *dify) query(req Request) (string, []File) {
 	var texts []string
 	var files []File
 	for _, m := range asked {
-		text := m.Content
-		for _, f := range m.Files {
-			if p.accepts(f) {
-				files = append(files, f)
-			} else {
-				text = strings.TrimSpace(mention(f) + "\n" + text)
-			}
-		}
-		if text != "" {
-			texts = append(texts, text)
+		files = append(files, m.Files...)
+		if m.Content != "" {
+			texts = append(texts, m.Content)
 		}
 	}
 	question := strings.Join(texts, "\n\n")

@@ -3,6 +3,7 @@ package llm
 import (
 	"context"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"mime"
 	"path"
@@ -152,6 +153,10 @@ func (q *question) model(ctx context.Context, id string, others bool) (Result, e
 			return res, err
 		}
 		wait, again := q.again(e, err, try, others)
+		if errors.Is(err, errConversationLost) { // asked once more without it, at once, and so not lost again
+			q.req.Conversations = without(q.req.Conversations, id)
+			wait, again = 0, true
+		}
 		if !again {
 			return res, err
 		}
@@ -162,6 +167,13 @@ func (q *question) model(ctx context.Context, id string, others bool) (Result, e
 			return res, cancelled(ctx, id)
 		}
 	}
+}
+
+// without returns conversations but that of one model. They belong to the caller.
+func without(conversations map[string]Conversation, model string) map[string]Conversation {
+	rest := maps.Clone(conversations)
+	delete(rest, model)
+	return rest
 }
 
 // request sends one request.

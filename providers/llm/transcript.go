@@ -9,7 +9,7 @@ const (
 	// transcriptTokens is how much of a conversation is told to an app whose context is unknown.
 	transcriptTokens = 4000
 	cutMark          = "[...]"
-	fence            = "-----"
+	transcriptFence  = "-----"
 )
 
 // transcript tells messages in plain words, for a provider that keeps its own conversation and has not seen them. What
@@ -21,7 +21,7 @@ func transcript(messages []Message, limit int) string {
 	left := limit
 	for i := len(messages) - 1; i >= 0; i-- {
 		if m := messages[i]; m.Role == RoleSystem {
-			text := shorten(m.Content, left)
+			text := withoutMiddle(m.Content, left)
 			system = append(system, text)
 			left -= EstimateTokens(text)
 		}
@@ -31,14 +31,14 @@ func transcript(messages []Message, limit int) string {
 		if m.Role == RoleSystem {
 			continue
 		}
-		line := said(m)
+		line := told(m)
 		n := EstimateTokens(line)
 		if n <= left {
 			talk, left = append(talk, line), left-n
 			continue
 		}
 		if len(talk) == 0 {
-			talk = append(talk, shorten(line, left))
+			talk = append(talk, withoutMiddle(line, left))
 		}
 		if i > 0 {
 			talk = append(talk, "[earlier messages are left out]")
@@ -52,7 +52,7 @@ func transcript(messages []Message, limit int) string {
 	if len(talk) == 0 {
 		return b.String()
 	}
-	mark := fence
+	mark := transcriptFence
 	for strings.Contains(strings.Join(talk, "\n"), mark) {
 		mark += "-"
 	}
@@ -64,8 +64,8 @@ func transcript(messages []Message, limit int) string {
 	return b.String()
 }
 
-// said is a message with its speaker. Only the speaker's line begins at the margin, so that no message can pass for two.
-func said(m Message) string {
+// told is a message with its speaker. Only the speaker's line begins at the margin, so that no message can pass for two.
+func told(m Message) string {
 	who := "User: "
 	if m.Role == RoleAssistant {
 		who = "Assistant: "
@@ -81,11 +81,11 @@ func mention(f File) string {
 	if f.Name == "" {
 		return "[file]"
 	}
-	return "[file " + strings.Join(strings.Fields(f.Name), " ") + "]"
+	return "[file " + printable(f.Name) + "]"
 }
 
-// shorten cuts out the middle of a text that has more than limit estimated tokens.
-func shorten(text string, limit int) string {
+// withoutMiddle cuts out the middle of a text that has more than limit estimated tokens.
+func withoutMiddle(text string, limit int) string {
 	if EstimateTokens(text) <= limit {
 		return text
 	}
