@@ -109,7 +109,7 @@ type difyMessage struct {
 // send uploads what goes with the question and asks it. Without an error there is a stream to read.
 func (c *difyCall) send(ctx context.Context, p *dify, req Request) error {
 	text, files := p.query(req)
-	body := difyMessage{Inputs: p.config.Inputs, Query: text, ResponseMode: "streaming", ConversationID: c.conversation, User: c.user}
+	body := difyMessage{Inputs: p.config.Inputs, Query: text, ResponseMode: "streaming", ConversationID: c.known, User: c.user}
 	if body.Inputs == nil {
 		body.Inputs = map[string]string{} // Dify demands an object
 	}

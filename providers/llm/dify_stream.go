@@ -106,7 +106,8 @@ type difyCall struct {
 	app          *dify
 	user         string
 	task         string // of the run; empty: not known yet
-	conversation string // empty: none yet
+	known        string // the conversation that the request belongs to; empty: a new one
+	conversation string // that the answer belongs to; empty: none yet
 
 	shown    strings.Builder // the text as the user sees it
 	draft    bool            // a part of it came as agent_message
@@ -125,7 +126,8 @@ func (p *dify) newCall(dog *watchdog, req Request, emit func(Delta) error) *dify
 	if c.user == "" {
 		c.user = anonymous
 	}
-	c.conversation = req.Conversations[p.config.ID].ID
+	c.known = req.Conversations[p.config.ID].ID
+	c.conversation = c.known
 	return c
 }
 
@@ -290,7 +292,7 @@ func (c *difyCall) ended() bool { return c.done || c.failed || c.broken != nil }
 // fault finishes an error of the provider's.
 func (c *difyCall) fault(err error) error {
 	var e *Error
-	if errors.As(err, &e) && c.conversation != "" && e.lostConversation() {
+	if errors.As(err, &e) && c.known != "" && e.lostConversation() {
 		e.Kind, e.Retryable, e.cause = KindInvalid, true, errConversationLost
 		c.conversation = ""
 	}

@@ -51,7 +51,7 @@ type difyApp struct {
 }
 
 func (a *difyApp) RoundTrip(r *http.Request) (*http.Response, error) {
-	body, err := readAll(r)
+	body, err := difyReadAll(r)
 	if err != nil {
 		return nil, err
 	}
@@ -77,17 +77,17 @@ func (a *difyApp) RoundTrip(r *http.Request) (*http.Response, error) {
 		if a.stopped != nil {
 			a.stopped(r)
 		}
-		return jsonResponse(r, 200, `{"result":"success"}`), nil
+		return difyJSON(r, 200, `{"result":"success"}`), nil
 	case strings.HasSuffix(r.URL.Path, "/files/upload"):
 		if a.upload != "" {
-			return jsonResponse(r, 413, a.upload), nil
+			return difyJSON(r, 413, a.upload), nil
 		}
-		return jsonResponse(r, 201, `{"id":"upload-1","name":"a.png","size":3,"extension":"png","mime_type":"image/png"}`), nil
+		return difyJSON(r, 201, `{"id":"upload-1","name":"a.png","size":3,"extension":"png","mime_type":"image/png"}`), nil
 	}
 	return answer(r), r.Context().Err()
 }
 
-func readAll(r *http.Request) ([]byte, error) {
+func difyReadAll(r *http.Request) ([]byte, error) {
 	if r.Body == nil {
 		return nil, nil
 	}
@@ -95,7 +95,7 @@ func readAll(r *http.Request) ([]byte, error) {
 	return io.ReadAll(r.Body)
 }
 
-func jsonResponse(r *http.Request, status int, body string) *http.Response {
+func difyJSON(r *http.Request, status int, body string) *http.Response {
 	return response(r, status, io.NopCloser(strings.NewReader(body)), "Content-Type: application/json")
 }
 
@@ -112,17 +112,17 @@ func (a *difyApp) requests(suffix string) []difyAsked {
 	return out
 }
 
-// answering answers with a status and a body: a stream if the status is 200, else an error.
-func answering(status int, body string) func(*http.Request) *http.Response {
+// difyAnswer answers with a status and a body: a stream if the status is 200, else an error.
+func difyAnswer(status int, body string) func(*http.Request) *http.Response {
 	return func(r *http.Request) *http.Response {
 		if status != http.StatusOK {
-			return jsonResponse(r, status, body)
+			return difyJSON(r, status, body)
 		}
 		return response(r, status, io.NopCloser(strings.NewReader(body)))
 	}
 }
 
-func streaming(steps ...step) func(*http.Request) *http.Response {
+func difySteps(steps ...step) func(*http.Request) *http.Response {
 	return func(r *http.Request) *http.Response {
 		return response(r, http.StatusOK, &scripted{ctx: r.Context(), steps: slices.Clone(steps)})
 	}
@@ -145,14 +145,14 @@ func newDifySet(t *testing.T, rt http.RoundTripper, change ...func(*Config)) *Se
 	return s
 }
 
-// seen is what a user saw: the text after each change, and the files.
-type seen struct {
+// difySeen is what a user saw: the text after each change, and the files.
+type difySeen struct {
 	outcome
 	states []string
 	files  []File
 }
 
-func askDify(ctx context.Context, s *Set, req Request) (o seen) {
+func askDify(ctx context.Context, s *Set, req Request) (o difySeen) {
 	if req.Messages == nil {
 		req.Messages = []Message{{Role: RoleUser, Content: "hi"}}
 	}
@@ -240,7 +240,7 @@ func difyRecorded(t testing.TB) map[string]string {
 	return out
 }
 
-func (w difyShape) check(t *testing.T, o seen) {
+func (w difyShape) check(t *testing.T, o difySeen) {
 	t.Helper()
 	assert.Equal(t, w.text, o.text)
 	assert.Equal(t, w.kind, o.kind())
@@ -278,7 +278,7 @@ func TestDify_readsWhatAppsSend(t *testing.T) {
 	for name, stream := range difyRecorded(t) {
 		for way, write := range ways {
 			t.Run(name+" "+way, func(t *testing.T) {
-				a := newDifyApp(answering(200, write(stream)))
+				a := newDifyApp(difyAnswer(200, write(stream)))
 				difyShapes[name].check(t, askDify(t.Context(), newDifySet(t, a), Request{}))
 			})
 		}
@@ -312,8 +312,8 @@ func TestDify_arrivingTwoBytesAtATime_isTheSame(t *testing.T) {
 	}
 }
 
-// until is how much of a stream must have come for its event of that name to be known.
-func until(stream, event string) int {
+// difyUntil is how much of a stream must have come for its event of that name to be known.
+func difyUntil(stream, event string) int {
 	at := strings.Index(stream, `"event": "`+event+`"`)
 	if at < 0 {
 		return len(stream) + 1
@@ -321,9 +321,9 @@ func until(stream, event string) int {
 	return at + strings.Index(stream[at:], "\n\n") + 2
 }
 
-// cuts is where a stream is cut: at every byte of the shapes that differ most, around every event of the others, which
+// difyCuts is where a stream is cut: at every byte of the shapes that differ most, around every event of the others, which
 // would take a minute.
-func cuts(name, stream string) []int {
+func difyCuts(name, stream string) []int {
 	var out []int
 	every := slices.Contains([]string{"chatbot", "chatbot-utf8", "chatbot-file", "new-agent-other-words", "chatflow-paused"}, name)
 	for i := range len(stream) {
@@ -348,10 +348,10 @@ func TestDify_cutAtEveryByte_isCompleteOnlyAfterItsTerminalEvent(t *testing.T) {
 				continue
 			}
 			t.Run(name+" "+how, func(t *testing.T) {
-				all := askDify(t.Context(), newDifySet(t, newDifyApp(answering(200, stream))), Request{}).states
-				whole, broken := until(stream, cmp.Or(want.end, "message_end")), until(stream, want.broken)
-				for _, i := range cuts(name, stream) {
-					a := newDifyApp(streaming(step{text: stream[:i], err: b.err}, step{err: b.err}))
+				all := askDify(t.Context(), newDifySet(t, newDifyApp(difyAnswer(200, stream))), Request{}).states
+				whole, broken := difyUntil(stream, cmp.Or(want.end, "message_end")), difyUntil(stream, want.broken)
+				for _, i := range difyCuts(name, stream) {
+					a := newDifyApp(difySteps(step{text: stream[:i], err: b.err}, step{err: b.err}))
 					s := newDifySet(t, a)
 					o := askDify(t.Context(), s, Request{})
 					s.Close()
@@ -391,10 +391,10 @@ func TestDify_stalledAfterEachEvent(t *testing.T) {
 			continue
 		}
 		t.Run(name, func(t *testing.T) {
-			whole, broken := until(stream, cmp.Or(want.end, "message_end")), until(stream, want.broken)
+			whole, broken := difyUntil(stream, cmp.Or(want.end, "message_end")), difyUntil(stream, want.broken)
 			for at := 0; at < len(stream); at += strings.Index(stream[at:], "\n\n") + 2 {
 				synctest.Test(t, func(t *testing.T) {
-					a := newDifyApp(streaming(step{text: stream[:at] + "da"}, step{after: time.Hour}))
+					a := newDifyApp(difySteps(step{text: stream[:at] + "da"}, step{after: time.Hour}))
 					s := newDifySet(t, a)
 					start := time.Now()
 					o := askDify(t.Context(), s, Request{})
@@ -434,16 +434,16 @@ func TestDify_pings_keepASlowAnswerAlive(t *testing.T) {
 		for range 60 {
 			steps = append(steps, ping)
 		}
-		a := newDifyApp(streaming(append(steps, step{text: stream[first:]})...))
+		a := newDifyApp(difySteps(append(steps, step{text: stream[first:]})...))
 		difyShapes["chatflow"].check(t, askDify(t.Context(), newDifySet(t, a), Request{}))
 
 		steps = nil
 		for range 60 {
 			steps = append(steps, ping)
 		}
-		o := askDify(t.Context(), newDifySet(t, newDifyApp(streaming(steps...))), Request{})
+		o := askDify(t.Context(), newDifySet(t, newDifyApp(difySteps(steps...))), Request{})
 		require.Equal(t, KindTimeout, o.kind(), "but not one of the app")
-		o = askDify(t.Context(), newDifySet(t, newDifyApp(streaming(append(append([]step{{text: stream[:first]}}, steps...), steps...)...))), Request{})
+		o = askDify(t.Context(), newDifySet(t, newDifyApp(difySteps(append(append([]step{{text: stream[:first]}}, steps...), steps...)...))), Request{})
 		require.Equal(t, KindTimeout, o.kind(), "and not without end")
 		require.Equal(t, defaultTotal, o.Duration)
 	})
@@ -465,7 +465,7 @@ func TestDify_cancelled_stopsTheRunOnce(t *testing.T) {
 		var steps []step
 		whole, known, clock := time.Duration(0), time.Duration(-1), time.Duration(0)
 		stream := recorded[name]
-		end := until(stream, cmp.Or(difyShapes[name].end, "message_end"))
+		end := difyUntil(stream, cmp.Or(difyShapes[name].end, "message_end"))
 		for at := 0; at < len(stream); {
 			n := strings.Index(stream[at:], "\n\n") + 2
 			wait := time.Duration(rapid.IntRange(1, 900).Draw(rt, "ms")) * time.Millisecond
@@ -479,11 +479,11 @@ func TestDify_cancelled_stopsTheRunOnce(t *testing.T) {
 			}
 		}
 		after := time.Duration(rapid.IntRange(0, int(clock/time.Millisecond)).Draw(rt, "cancel"))*time.Millisecond + time.Microsecond
-		a := newDifyApp(streaming(steps...))
+		a := newDifyApp(difySteps(steps...))
 		a.stopped = func(r *http.Request) { sleep(r.Context(), time.Hour) } // it never answers
 		p, err := newDify(Config{ID: "m", Type: TypeDify, Endpoint: "http://llm.test/v1", APIKey: testKey}, a)
 		require.NoError(rt, err)
-		var o seen
+		var o difySeen
 		var took, closed time.Duration
 		synctest.Test(t, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), after)
@@ -563,7 +563,7 @@ func difyText(text string) string {
 // Whoever leaves a run leaves it stopped: a receiver that fails, an answer that is too long in time, one that cannot be read.
 func TestDify_leftBeforeItsEnd_stopsTheRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := newDifyApp(answering(200, difyText("Hello")+difyText(" world")))
+		a := newDifyApp(difyAnswer(200, difyText("Hello")+difyText(" world")))
 		s := newDifySet(t, a)
 		_, err := s.Stream(t.Context(), Request{}, Observer{}, func(Delta) error { return errTest })
 		require.Equal(t, errTest, err, "unchanged")
@@ -576,14 +576,14 @@ func TestDify_leftBeforeItsEnd_stopsTheRun(t *testing.T) {
 		require.Equal(t, KindTruncated, o.kind())
 		require.Len(t, a.requests("/stop"), 2)
 
-		long := newDifyApp(answering(200, difyText("Hello")+"data: "+strings.Repeat("x", maxDifyEvent)+"\n\n"))
+		long := newDifyApp(difyAnswer(200, difyText("Hello")+"data: "+strings.Repeat("x", maxDifyEvent)+"\n\n"))
 		s = newDifySet(t, long)
 		o = askDify(t.Context(), s, Request{})
 		require.Equal(t, KindInvalid, o.kind())
 		s.Close()
 		require.Len(t, long.requests("/stop"), 1)
 	})
-	over := newDifyApp(answering(200, difyText("Hel")+`data: {"event":"error","code":"completion_request_error","status":400}`+"\n\n"))
+	over := newDifyApp(difyAnswer(200, difyText("Hel")+`data: {"event":"error","code":"completion_request_error","status":400}`+"\n\n"))
 	s := newDifySet(t, over)
 	require.Equal(t, KindServer, askDify(t.Context(), s, Request{}).kind())
 	s.Close()
@@ -593,7 +593,7 @@ func TestDify_leftBeforeItsEnd_stopsTheRun(t *testing.T) {
 // An event may be long, to a limit.
 func TestDify_longEvents_areRead(t *testing.T) {
 	text := strings.Repeat("word ", 500_000)
-	a := newDifyApp(answering(200, difyText(text)+`data: {"event":"message_end"}`+"\n\n"))
+	a := newDifyApp(difyAnswer(200, difyText(text)+`data: {"event":"message_end"}`+"\n\n"))
 	o := askDify(t.Context(), newDifySet(t, a), Request{})
 	require.NoError(t, o.err)
 	require.Equal(t, text, o.text)

@@ -153,7 +153,7 @@ func (q *question) model(ctx context.Context, id string, others bool) (Result, e
 			return res, err
 		}
 		wait, again := q.again(e, err, try, others)
-		if errors.Is(err, errConversationLost) { // asked once more without it, at once, and so not lost again
+		if _, known := q.req.Conversations[id]; known && errors.Is(err, errConversationLost) { // once more without it, at once
 			q.req.Conversations = without(q.req.Conversations, id)
 			wait, again = 0, true
 		}

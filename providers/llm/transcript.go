@@ -1,9 +1,6 @@
 package llm
 
-import (
-	"strings"
-	"unicode/utf8"
-)
+import "strings"
 
 const (
 	// transcriptTokens is how much of a conversation is told to an app whose context is unknown.
@@ -37,10 +34,11 @@ func transcript(messages []Message, limit int) string {
 			talk, left = append(talk, line), left-n
 			continue
 		}
+		dropped := len(talk) > 0 || i > 0
 		if len(talk) == 0 {
 			talk = append(talk, withoutMiddle(line, left))
 		}
-		if i > 0 {
+		if dropped {
 			talk = append(talk, "[earlier messages are left out]")
 		}
 		break
@@ -86,16 +84,19 @@ func mention(f File) string {
 
 // withoutMiddle cuts out the middle of a text that has more than limit estimated tokens.
 func withoutMiddle(text string, limit int) string {
-	if EstimateTokens(text) <= limit {
+	n := EstimateTokens(text)
+	if n <= limit {
 		return text
 	}
-	// A rune is at most one token, so half of limit on either side is within it.
-	half := max(limit-len(cutMark), 0) / 2
-	head, tail := 0, len(text)
-	for range half {
-		_, n := utf8.DecodeRuneInString(text[head:])
-		_, m := utf8.DecodeLastRuneInString(text[:tail])
-		head, tail = head+n, tail-m
+	if limit <= 0 {
+		return cutMark
 	}
-	return text[:head] + cutMark + text[tail:]
+	runes := []rune(text)
+	// Scripts differ in what a character counts, and may be mixed: a first guess that holds for even texts.
+	for half := len(runes) * limit / n / 2; half > 0; half -= half/8 + 1 {
+		if out := string(runes[:half]) + cutMark + string(runes[len(runes)-half:]); EstimateTokens(out) <= limit {
+			return out
+		}
+	}
+	return cutMark
 }
