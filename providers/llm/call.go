@@ -137,3 +137,10 @@ func (c *call) spent() Usage {
 func newError(k Kind, cause error) *Error {
 	return &Error{Kind: k, Retryable: k.retryable(), cause: cause}
 }
+
+// counted is a usage as a provider reported it. Numbers that cannot be are taken for none.
+func counted(in, out, total, cached int64) Usage {
+	u := Usage{In: max(in, 0), Out: max(out, 0)}
+	u.Total, u.Cached = max(total, u.In+u.Out), min(max(cached, 0), u.In)
+	return u
+}

@@ -32,6 +32,13 @@ const (
 	APIResponses = "responses" // Responses, which reads more kinds of files and returns generated ones
 )
 
+// Tools that run at OpenAI.
+const (
+	ToolImageGeneration = "image_generation"
+	ToolCodeInterpreter = "code_interpreter" // its containers are billed apart
+	ToolWebSearch       = "web_search"
+)
+
 // Ways in which a server goes on after the beginning of an answer.
 const (
 	ContinuePrefix       = "prefix"        // the last message is marked with prefix (DeepSeek, Mistral)
@@ -60,6 +67,7 @@ type Config struct {
 	Headers        map[string]string
 
 	API      string            // of TypeOpenAI: APIChat or APIResponses. Empty: the first, which all compatible servers speak
+	Tools    []string          // of APIResponses: ToolImageGeneration, ToolCodeInterpreter, ToolWebSearch. Empty: none, so no files
 	Hosts    []string          // of TypeDify: hosts besides Endpoint's that files of answers may be fetched from
 	Inputs   map[string]string // of TypeDify: the app's variables
 	Fallback []string          // ids of models that are asked in this order when this one cannot answer

@@ -56,17 +56,9 @@ func newDify(c Config, transport http.RoundTripper) (*dify, error) {
 	if err != nil {
 		return nil, errors.New("endpoint is not an address")
 	}
-	p := &dify{config: c, base: base, params: params, idle: func() {}}
-	if transport == nil {
-		t := newTransport(c.Connect)
-		transport, p.idle = t, t.CloseIdleConnections
-	}
-	p.client = &http.Client{
-		Transport: transport,
-		// The key is meant for this address only: a redirect is an error.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	p.files = &http.Client{Transport: transport, CheckRedirect: p.redirect}
+	p := &dify{config: c, base: base, params: params}
+	p.client, p.idle = newClient(c, transport)
+	p.files = &http.Client{Transport: p.client.Transport, CheckRedirect: p.redirect}
 	return p, nil
 }
 
@@ -160,7 +152,7 @@ func (p *dify) request(ctx context.Context, path, contentType string, body io.Re
 	if err != nil {
 		return nil, newError(KindInvalid, errors.New("the request cannot be made"))
 	}
-	r.Header.Set("User-Agent", "Chatbox")
+	r.Header.Set("User-Agent", userAgent)
 	r.Header.Set("Content-Type", contentType)
 	if p.config.APIKey != "" {
 		r.Header.Set("Authorization", "Bearer "+p.config.APIKey)

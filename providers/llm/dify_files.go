@@ -2,10 +2,10 @@ package llm
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
-	"mime"
 	"mime/multipart"
 	"net/http"
 	"net/textproto"
@@ -17,8 +17,7 @@ import (
 )
 
 const (
-	maxDifyFile   = 50 << 20         // of a file of an answer, in bytes
-	difyFileLimit = 60 * time.Second // for fetching it as a whole
+	difyFileLimit = 60 * time.Second // for fetching a file of an answer as a whole
 	difyRedirects = 3
 )
 
@@ -100,40 +99,24 @@ func difyForm(f File, user string, content io.ReadCloser) (body io.ReadCloser, c
 	return body, w.FormDataContentType(), nil
 }
 
-// difyMedia is the type of a file without parameters; "" if it is unknown.
-func difyMedia(f File) string {
-	media := f.MIME
-	if media == "" {
-		media = mime.TypeByExtension(path.Ext(f.Name))
-	}
-	if m, _, err := mime.ParseMediaType(media); err == nil {
-		return m
-	}
-	return ""
-}
-
 // difyName is what a file is called for Dify, which looks at names as well as at types, and knows sound in a container
 // of MPEG 4 only as m4a: everything else with that name is a film to it.
 func difyName(f File) (name, media string) {
-	name, media = f.Name, difyMedia(f)
-	if name == "" {
-		name = "file"
-		if ext, err := mime.ExtensionsByType(media); err == nil && len(ext) > 0 {
-			name += ext[0]
-		}
-	}
-	switch media {
+	a := describe(f)
+	switch a.mime {
 	case "audio/mp4", "audio/x-m4a", "audio/mp4a-latm", "audio/m4a":
+		name = a.filename()
 		return strings.TrimSuffix(name, path.Ext(name)) + ".m4a", "audio/m4a"
 	case "":
-		return name, "application/octet-stream"
+		return a.filename(), "application/octet-stream"
+	default:
+		return a.filename(), a.mime
 	}
-	return name, media
 }
 
 // difyType is Dify's word for what kind of file it is.
 func difyType(f File) string {
-	media := difyMedia(f)
+	media := describe(f).mime
 	kind, _, _ := strings.Cut(media, "/")
 	switch kind {
 	case "image", "audio", "video":
@@ -172,13 +155,8 @@ func (c *difyCall) offer(f difyFile) error {
 	} else {
 		c.files[place] = true
 	}
-	out := File{Name: f.Name, MIME: f.MIME, URL: u.String()}
-	if out.Name == "" {
-		if name := path.Base(u.Path); name != "/" && name != "." {
-			out.Name = name
-		}
-	}
-	out.MIME = difyMedia(out)
+	out := File{Name: baseName(cmp.Or(f.Name, u.Path)), MIME: f.MIME, URL: u.String()}
+	out.MIME = describe(out).mime
 	if c.app.mayFetch(u) {
 		out.Open = func(ctx context.Context) (io.ReadCloser, error) { return c.app.fetch(ctx, u) }
 	}
@@ -230,7 +208,7 @@ func (p *dify) fetch(ctx context.Context, u *url.URL) (io.ReadCloser, error) {
 	if err != nil {
 		return fail(newError(KindInvalid, errors.New("the request cannot be made")))
 	}
-	r.Header.Set("User-Agent", "Chatbox")
+	r.Header.Set("User-Agent", userAgent)
 	res, err := p.files.Do(r)
 	switch {
 	case err != nil:
@@ -239,39 +217,28 @@ func (p *dify) fetch(ctx context.Context, u *url.URL) (io.ReadCloser, error) {
 		_ = res.Body.Close()
 		kind := classify("", "", res.StatusCode)
 		return fail(&Error{Kind: kind, Retryable: kind.retryable(), Status: res.StatusCode})
-	case res.ContentLength > maxDifyFile:
+	case res.ContentLength > maxAnswerFile:
 		_ = res.Body.Close()
-		return fail(difyTooLarge(p.config.ID))
+		return fail(newError(KindTooLarge, errFileTooLarge))
 	}
-	return &difyBody{body: res.Body, left: maxDifyFile, provider: p.config.ID, cancel: cancel}, nil
+	return &difyBody{capped: capped{ReadCloser: res.Body, left: maxAnswerFile, cancel: cancel}, provider: p.config.ID}, nil
 }
 
-func difyTooLarge(provider string) *Error {
-	return &Error{Kind: KindTooLarge, Provider: provider, cause: errors.New("the file is too large")}
-}
-
-// difyBody is a body that fails once it is longer than allowed.
+// difyBody is a file that is being fetched.
 type difyBody struct {
-	body     io.ReadCloser
-	left     int64
+	capped
 	provider string
-	cancel   context.CancelFunc
 }
 
-func (l *difyBody) Read(p []byte) (int, error) {
-	n, err := l.body.Read(p)
-	if l.left -= int64(n); l.left < 0 {
-		return 0, difyTooLarge(l.provider)
+func (b *difyBody) Read(p []byte) (int, error) {
+	n, err := b.capped.Read(p)
+	if err == nil || err == io.EOF {
+		return n, err
 	}
-	if err != nil && err != io.EOF {
-		e := newError(KindNetwork, withoutAddress(err))
-		e.Provider = l.provider
-		return n, e
+	e := newError(KindNetwork, withoutAddress(err))
+	if errors.Is(err, errFileTooLarge) {
+		e = newError(KindTooLarge, err)
 	}
-	return n, err
-}
-
-func (l *difyBody) Close() error {
-	l.cancel()
-	return l.body.Close()
+	e.Provider = b.provider
+	return n, e
 }

@@ -26,6 +26,8 @@ func stored(name, mime, content string, closed *atomic.Int32) File {
 	}}
 }
 
+func readsAll(c *Config) { c.Vision, c.Audio, c.Files = true, true, []string{"pdf"} }
+
 type closer func() error
 
 func (f closer) Close() error { return f() }
@@ -34,7 +36,7 @@ func (f closer) Close() error { return f() }
 func TestDify_filesOfAQuestion_areUploaded(t *testing.T) {
 	var closed atomic.Int32
 	a := newDifyApp(difyAnswer(200, difyRecorded(t)["chatbot"]))
-	o := askDify(t.Context(), newDifySet(t, a), Request{Messages: []Message{{Role: RoleUser, Content: "look", Files: []File{
+	o := askDify(t.Context(), newDifySet(t, a, readsAll), Request{Messages: []Message{{Role: RoleUser, Content: "look", Files: []File{
 		stored("cat \"1\".png", "image/png", "png", &closed), stored("voice", "audio/mp4", "m4a", &closed), {Name: "b.pdf", MIME: "application/pdf", URL: "http://store.test/b"},
 	}}}})
 	require.NoError(t, o.err)
@@ -87,7 +89,7 @@ func TestDify_uploadFails_nothingIsAsked(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a := newDifyApp(difyAnswer(200, ""))
 			a.upload = tt.answer
-			o := askDify(t.Context(), newDifySet(t, a), Request{Messages: []Message{{Role: RoleUser, Content: "look", Files: []File{tt.file}}}})
+			o := askDify(t.Context(), newDifySet(t, a, readsAll), Request{Messages: []Message{{Role: RoleUser, Content: "look", Files: []File{tt.file}}}})
 			require.Equal(t, tt.kind, o.kind())
 			require.Equal(t, Usage{}, o.Usage)
 			require.Empty(t, a.requests("/chat-messages"))
@@ -205,7 +207,7 @@ func TestDify_fetchingAFile_hasLimits(t *testing.T) {
 		"broken":     {roundTripper(func(*http.Request) (*http.Response, error) { return nil, errors.New("reset") }), KindNetwork},
 		"said to be large": {roundTripper(func(r *http.Request) (*http.Response, error) {
 			res := response(r, 200, io.NopCloser(endless{}))
-			res.ContentLength = maxDifyFile + 1
+			res.ContentLength = maxAnswerFile + 1
 			return res, nil
 		}), KindTooLarge},
 		"large":     {roundTripper(func(r *http.Request) (*http.Response, error) { return response(r, 200, io.NopCloser(endless{})), nil }), KindTooLarge},
@@ -216,7 +218,7 @@ func TestDify_fetchingAFile_hasLimits(t *testing.T) {
 			if err == nil {
 				var n int64
 				n, err = io.Copy(io.Discard, body)
-				assert.LessOrEqual(t, n, int64(maxDifyFile))
+				assert.LessOrEqual(t, n, int64(maxAnswerFile))
 				assert.NoError(t, body.Close())
 			}
 			require.Equal(t, tt.kind, KindOf(err))

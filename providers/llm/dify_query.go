@@ -22,17 +22,28 @@ func (p *dify) query(req Request) (string, []File) {
 	if len(asked) == 0 { // it is asked again
 		before, asked = askedAgain(req.Messages, seen)
 	}
+	allowed := newAttachments(p.config)
 	var texts []string
 	var files []File
 	for _, m := range asked {
-		files = append(files, m.Files...)
+		lines := []string{}
+		for _, f := range m.Files {
+			if a := describe(f); allowed.takes(a) && (f.Open != nil || f.URL != "") {
+				files = append(files, f)
+			} else {
+				lines = append(lines, a.placeholder())
+			}
+		}
 		if m.Content != "" {
-			texts = append(texts, m.Content)
+			lines = append(lines, m.Content)
+		}
+		if len(lines) > 0 {
+			texts = append(texts, strings.Join(lines, "\n"))
 		}
 	}
 	question := strings.Join(texts, "\n\n")
 	if question == "" && len(files) > 0 {
-		question = mention(files[0]) // Dify takes no empty question
+		question = describe(files[0]).placeholder() // Dify takes no empty question
 	}
 	limit := transcriptTokens
 	if n := p.config.ContextTokens; n > 0 {

@@ -56,7 +56,7 @@ func TestDify_query_tellsWhatDifyHasNotSeen(t *testing.T) {
 
 // Files go with what is asked; of what was said before only their names are told.
 func TestDify_query_files(t *testing.T) {
-	p := &dify{config: Config{ID: "m"}}
+	p := &dify{config: Config{ID: "m", Vision: true, Files: []string{"csv"}}}
 	picture, table := File{Name: "cat.png", URL: "http://store.test/1"}, File{Name: "table\n].csv", URL: "http://store.test/2"}
 	text, files := p.query(Request{Messages: []Message{
 		{Role: RoleUser, Content: "look", Files: []File{table, {}}}, {Role: RoleAssistant, Content: "yes"}, {Role: RoleUser, Files: []File{picture}},
@@ -85,17 +85,17 @@ func TestTranscript_isBoundedAndFenced(t *testing.T) {
 		require.Empty(t, strings.Trim(mark, "-"))
 		body := strings.Join(lines[2:len(lines)-1], "\n")
 		require.NotContains(t, body, mark)
-		spoken := 0
+		speakers := 0
 		for _, line := range strings.Split(body, "\n") {
 			if strings.HasPrefix(line, "User: ") || strings.HasPrefix(line, "Assistant: ") {
-				spoken++
+				speakers++
 			}
 		}
-		require.LessOrEqual(t, spoken, len(messages), "no message passes for two")
-		if newest := told(messages[len(messages)-1]); EstimateTokens(newest) <= limit {
+		require.LessOrEqual(t, speakers, len(messages), "no message passes for two")
+		if newest := spoken(messages[len(messages)-1]); EstimateTokens(newest) <= limit {
 			require.True(t, strings.HasSuffix(body, newest), "the newest is whole")
 		}
-		if spoken < len(messages) && limit > len(cutMark)+20 {
+		if speakers < len(messages) && limit > len(cutMark)+20 {
 			require.Contains(t, body, "left out")
 		}
 	})

@@ -36,6 +36,7 @@ type recorded struct {
 	files  []string // names of files that the model has made, in order
 	finish Finish
 	usage  Usage // zero: estimated
+	most   int64 // tokens of an estimate at most. 0: those of usage, and 60 at least
 	kind   Kind  // of the error; empty: none
 }
 
@@ -116,23 +117,21 @@ func (s service) terminal(r recorded) int {
 // test runs all streams through all damages, and looks for goroutines that were left behind.
 func (s service) test(t *testing.T) {
 	t.Helper()
-	for _, mode := range []struct {
-		name string
-		run  func(service, *testing.T, recorded)
-	}{
-		{"whole", service.testWhole},
-		{"two bytes at a time", func(s service, t *testing.T, r recorded) { s.testPieces(t, r, 2) }},
-		{"a byte at a time, characters split", func(s service, t *testing.T, r recorded) { s.testPieces(t, r, 1) }},
-		{"cut at every byte", func(s service, t *testing.T, r recorded) { s.testCut(t, r, nil, KindTruncated) }},
-		{"broken at every byte", func(s service, t *testing.T, r recorded) { s.testCut(t, r, io.ErrUnexpectedEOF, KindNetwork) }},
-		{"aborted between events", service.testAborted},
-		{"stalled between events", service.testStalled},
-		{"cancelled between events", service.testCancelled},
-	} {
+	modes := map[string]func(*testing.T, recorded){
+		"whole":                    s.testWhole,
+		"two bytes at a time":      s.testPieces(2),
+		"characters split":         s.testPieces(1),
+		"cut at every byte":        s.testCut(nil, KindTruncated),
+		"broken at every byte":     s.testCut(io.ErrUnexpectedEOF, KindNetwork),
+		"aborted between events":   s.testAborted,
+		"stalled between events":   s.testStalled,
+		"cancelled between events": s.testCancelled,
+	}
+	for _, mode := range slices.Sorted(maps.Keys(modes)) {
 		before := goleak.IgnoreCurrent()
-		t.Run(mode.name, func(t *testing.T) {
+		t.Run(mode, func(t *testing.T) {
 			for _, name := range slices.Sorted(maps.Keys(s.streams)) {
-				t.Run(name, func(t *testing.T) { mode.run(s, t, s.streams[name]) })
+				t.Run(name, func(t *testing.T) { modes[mode](t, s.streams[name]) })
 			}
 		})
 		goleak.VerifyNone(t, before)
@@ -183,7 +182,7 @@ func (r recorded) prefix(t *testing.T, a answered) {
 	if !a.Usage.Estimated && a.Usage != (Usage{}) {
 		require.Equal(t, r.usage, a.Usage, "what the provider has counted is believed, or not said to be counted")
 	}
-	require.LessOrEqual(t, a.Usage.Total, max(r.usage.Total, 60), "counted once")
+	require.LessOrEqual(t, a.Usage.Total, max(r.most, r.usage.Total, 60), "counted once")
 	require.NotContains(t, errorText(a.err), testKey)
 }
 
@@ -195,38 +194,46 @@ func errorText(err error) string {
 }
 
 func (s service) testWhole(t *testing.T, r recorded) {
+	t.Helper()
 	r.check(t, request(t.Context(), s.provider(t, "http://llm.test", always(200, r.stream)), greeting))
 }
 
 // testPieces sends a stream over the network in pieces of n bytes.
-func (s service) testPieces(t *testing.T, r recorded, n int) {
-	endpoint := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/event-stream")
-		for b := r.stream; b != ""; b = b[min(n, len(b)):] {
-			_, _ = io.WriteString(w, b[:min(n, len(b))])
-			_ = http.NewResponseController(w).Flush()
-		}
-	}))
-	r.check(t, request(t.Context(), s.provider(t, endpoint, nil), greeting))
+func (s service) testPieces(n int) func(*testing.T, recorded) {
+	return func(t *testing.T, r recorded) {
+		t.Helper()
+		endpoint := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/event-stream")
+			for b := r.stream; b != ""; b = b[min(n, len(b)):] {
+				_, _ = io.WriteString(w, b[:min(n, len(b))])
+				_ = http.NewResponseController(w).Flush()
+			}
+		}))
+		r.check(t, request(t.Context(), s.provider(t, endpoint, nil), greeting))
+	}
 }
 
-// testCut lets a stream end after every byte with err, nil being a clean end.
-func (s service) testCut(t *testing.T, r recorded, err error, kind Kind) {
-	whole := s.terminal(r)
-	require.Equal(t, r.kind == "", whole > 0, "only what ends well is complete")
-	cut := 0
-	p := s.provider(t, "http://llm.test", roundTrip(func(req *http.Request) (*http.Response, error) {
-		return response(req, http.StatusOK, &scripted{ctx: req.Context(), steps: []step{{text: r.stream[:cut], err: err}, {err: err}}}), nil
-	}))
-	for ; cut < len(r.stream); cut++ {
-		a := request(t.Context(), p, greeting)
-		if whole > 0 && cut >= whole {
-			require.NoError(t, a.err, "cut at %d", cut)
-			require.Equal(t, r.text, a.text)
-			require.Equal(t, r.finish, a.Finish)
-			r.prefix(t, a)
-		} else {
-			r.partial(t, a, kind)
+// testCut lets a stream end after every byte with err, nil being a clean end, which an answer that is not complete
+// reports as kind.
+func (s service) testCut(err error, kind Kind) func(*testing.T, recorded) {
+	return func(t *testing.T, r recorded) {
+		t.Helper()
+		whole := s.terminal(r)
+		require.Equal(t, r.kind == "", whole > 0, "only what ends well is complete")
+		cut := 0
+		p := s.provider(t, "http://llm.test", roundTrip(func(req *http.Request) (*http.Response, error) {
+			return response(req, http.StatusOK, &scripted{ctx: req.Context(), steps: []step{{text: r.stream[:cut], err: err}, {err: err}}}), nil
+		}))
+		for ; cut < len(r.stream); cut++ {
+			a := request(t.Context(), p, greeting)
+			if whole > 0 && cut >= whole {
+				require.NoError(t, a.err, "cut at %d", cut)
+				require.Equal(t, r.text, a.text)
+				require.Equal(t, r.finish, a.Finish)
+				r.prefix(t, a)
+			} else {
+				r.partial(t, a, kind)
+			}
 		}
 	}
 }
@@ -246,6 +253,7 @@ func (s service) between(r recorded, f func(beginning string, complete bool)) {
 
 // testAborted closes the connection in the middle.
 func (s service) testAborted(t *testing.T, r recorded) {
+	t.Helper()
 	var beginning string
 	endpoint := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
@@ -268,6 +276,7 @@ func (s service) testAborted(t *testing.T, r recorded) {
 
 // testStalled lets a stream fall silent.
 func (s service) testStalled(t *testing.T, r recorded) {
+	t.Helper()
 	s.between(r, func(beginning string, complete bool) {
 		synctest.Test(t, func(t *testing.T) {
 			a := request(t.Context(), s.provider(t, "http://llm.test", script(step{text: beginning}, step{after: 24 * time.Hour})), greeting)
@@ -299,6 +308,7 @@ const (
 
 // testCancelled cancels a request that waits for more.
 func (s service) testCancelled(t *testing.T, r recorded) {
+	t.Helper()
 	var beginning string
 	sent, gone := make(chan struct{}), make(chan time.Time, 1)
 	endpoint := serve(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {

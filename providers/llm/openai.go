@@ -2,12 +2,10 @@ package llm
 
 import (
 	"context"
-	"net"
 	"net/http"
-	"time"
+	"strings"
 
 	"github.com/openai/openai-go/v3"
-	"github.com/openai/openai-go/v3/option"
 	"github.com/openai/openai-go/v3/packages/param"
 )
 
@@ -21,58 +19,12 @@ type openAI struct {
 
 func newOpenAI(c Config, transport http.RoundTripper) (*openAI, error) {
 	c = c.withDefaults()
-	base, query, err := openAIBase(c.Endpoint)
+	client, release := newClient(c, transport)
+	opts, err := openAIOptions(c, client)
 	if err != nil {
 		return nil, err
 	}
-	p := &openAI{config: c, close: func() {}}
-	if transport == nil {
-		t := newTransport(c.Connect)
-		transport, p.close = t, t.CloseIdleConnections
-	}
-	client := &http.Client{
-		Transport: transport,
-		// The key is meant for this address only: a redirect is an error.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	opts := []option.RequestOption{
-		option.WithBaseURL(base),
-		option.WithHTTPClient(client),
-		option.WithMaxRetries(0),
-		option.WithHeader("User-Agent", "Chatbox"),
-		option.WithHeader("Accept", "text/event-stream"),
-	}
-	for _, h := range []string{"Lang", "Package-Version", "Os", "Arch", "Runtime", "Runtime-Version", "Retry-Count", "Timeout"} {
-		opts = append(opts, option.WithHeaderDel("X-Stainless-"+h))
-	}
-	if c.APIKey != "" {
-		opts = append(opts, option.WithAPIKey(c.APIKey))
-	}
-	for k, values := range query {
-		for _, v := range values {
-			opts = append(opts, option.WithQueryAdd(k, v))
-		}
-	}
-	for k, v := range c.Headers {
-		opts = append(opts, option.WithHeader(k, v))
-	}
-	p.service = openai.NewChatCompletionService(opts...)
-	return p, nil
-}
-
-// newTransport is a pool of connections to one provider. Responses are not compressed, so that tokens are not
-// held back in a decompressor.
-func newTransport(connect time.Duration) *http.Transport {
-	return &http.Transport{
-		Proxy:               http.ProxyFromEnvironment,
-		DialContext:         (&net.Dialer{Timeout: connect, KeepAlive: 30 * time.Second}).DialContext,
-		TLSHandshakeTimeout: connect,
-		ForceAttemptHTTP2:   true,
-		HTTP2:               &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
-		MaxIdleConnsPerHost: 64,
-		IdleConnTimeout:     90 * time.Second,
-		DisableCompression:  true,
-	}
+	return &openAI{config: c, service: openai.NewChatCompletionService(opts...), close: release}, nil
 }
 
 // Stream implements Provider.
@@ -80,12 +32,12 @@ func (p *openAI) Stream(ctx context.Context, req Request, emit func(Delta) error
 	reqCtx, dog := newWatchdog(ctx, p.config)
 	defer dog.stop()
 	c := newCall(p.config, dog, req, emit)
-
-	// New with these options is NewStreaming with a decoder of our own.
-	var raw *http.Response
-	_, err := p.service.New(reqCtx, p.params(req), option.WithMiddleware(c.respond),
-		option.WithJSONSet("stream", true), option.WithResponseBodyInto(&raw))
+	params, err := p.params(reqCtx, req)
 	if err != nil {
+		return c.end(ctx, err)
+	}
+	var raw *http.Response
+	if _, err := p.service.New(reqCtx, params, openAIStream(c, &raw)...); err != nil {
 		return c.end(ctx, err)
 	}
 	c.done, err = stream(ctx, raw, c.chunk)
@@ -95,9 +47,8 @@ func (p *openAI) Stream(ctx context.Context, req Request, emit func(Delta) error
 // chunk takes one chunk of the stream. Any part of it may be missing. An error is emit's.
 func (c *call) chunk(k openai.ChatCompletionChunk) error {
 	if k.JSON.Usage.Valid() { // on any chunk: some servers send it with the last choice
-		u := k.Usage
-		c.usage = &Usage{In: u.PromptTokens, Out: u.CompletionTokens, Total: max(u.TotalTokens, u.PromptTokens+u.CompletionTokens),
-			Cached: u.PromptTokensDetails.CachedTokens}
+		u := counted(k.Usage.PromptTokens, k.Usage.CompletionTokens, k.Usage.TotalTokens, k.Usage.PromptTokensDetails.CachedTokens)
+		c.usage = &u
 	}
 	for _, choice := range k.Choices {
 		if choice.Index != 0 {
@@ -145,8 +96,9 @@ func finishOf(reason string) Finish {
 	}
 }
 
-func (p *openAI) params(req Request) openai.ChatCompletionNewParams {
+func (p *openAI) params(ctx context.Context, req Request) (openai.ChatCompletionNewParams, error) {
 	body := openai.ChatCompletionNewParams{Model: p.config.Model}
+	files := newAttachments(p.config)
 	for _, m := range req.Messages {
 		switch {
 		case m.Role == RoleAssistant:
@@ -156,7 +108,11 @@ func (p *openAI) params(req Request) openai.ChatCompletionNewParams {
 		case m.Role == RoleSystem:
 			body.Messages = append(body.Messages, openai.SystemMessage(m.Content))
 		default:
-			body.Messages = append(body.Messages, openai.UserMessage(m.Content))
+			message, err := chatQuestion(ctx, files, m)
+			if err != nil {
+				return body, err
+			}
+			body.Messages = append(body.Messages, message)
 		}
 	}
 	if req.Continue {
@@ -165,11 +121,7 @@ func (p *openAI) params(req Request) openai.ChatCompletionNewParams {
 	if u := p.config.IncludeUsage; u == nil || *u {
 		body.StreamOptions.IncludeUsage = param.NewOpt(true)
 	}
-	limit := p.config.MaxOutput
-	if req.MaxOutput > 0 && (limit == 0 || req.MaxOutput < limit) {
-		limit = req.MaxOutput
-	}
-	if limit > 0 {
+	if limit := p.config.output(req); limit > 0 {
 		if p.config.MaxTokensField == maxTokens {
 			body.MaxTokens = param.NewOpt(int64(limit))
 		} else {
@@ -179,7 +131,60 @@ func (p *openAI) params(req Request) openai.ChatCompletionNewParams {
 	if req.User != "" {
 		body.User = param.NewOpt(req.User)
 	}
-	return body
+	return body, nil
+}
+
+// chatQuestion is a message of the user. What the model cannot be shown is named in a text. A message that is nothing
+// but text stays a plain one, which is all that some servers read.
+func chatQuestion(ctx context.Context, files *attachments, m Message) (openai.ChatCompletionMessageParamUnion, error) {
+	var parts []openai.ChatCompletionContentPartUnionParam
+	var lines []string
+	for _, f := range m.Files {
+		a := describe(f)
+		part, err := chatPart(ctx, files, f, a)
+		switch {
+		case err != nil:
+			return openai.ChatCompletionMessageParamUnion{}, err
+		case part != nil:
+			parts = append(parts, *part)
+		default:
+			lines = append(lines, a.placeholder())
+		}
+	}
+	if m.Content != "" {
+		lines = append(lines, m.Content)
+	}
+	text := strings.Join(lines, "\n")
+	if len(parts) == 0 {
+		return openai.UserMessage(text), nil
+	}
+	if text != "" {
+		parts = append(parts, openai.TextContentPart(text))
+	}
+	return openai.UserMessage(parts), nil
+}
+
+// chatPart is a file as Chat Completions takes it: an image by content or address, a PDF or a recording by content. nil:
+// not at all.
+func chatPart(ctx context.Context, files *attachments, f File, a attachment) (*openai.ChatCompletionContentPartUnionParam, error) {
+	byAddress := a.image() && a.url != ""
+	if !files.takes(a) || f.Open == nil && !byAddress || !a.image() && !a.pdf() && a.audio() == "" {
+		return nil, nil
+	}
+	if err := files.read(ctx, f, &a); err != nil {
+		return nil, err
+	}
+	var part openai.ChatCompletionContentPartUnionParam
+	switch {
+	case a.image():
+		part = openai.ImageContentPart(openai.ChatCompletionContentPartImageImageURLParam{URL: a.address()})
+	case a.pdf():
+		part = openai.FileContentPart(openai.ChatCompletionContentPartFileFileParam{
+			Filename: param.NewOpt(a.filename()), FileData: param.NewOpt(a.dataURL())})
+	default:
+		part = openai.InputAudioContentPart(openai.ChatCompletionContentPartInputAudioInputAudioParam{Data: a.base64(), Format: a.audio()})
+	}
+	return &part, nil
 }
 
 // goOn asks for what follows the last message, in the words of the server. None of them is part of OpenAI's own API.

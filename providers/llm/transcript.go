@@ -28,7 +28,7 @@ func transcript(messages []Message, limit int) string {
 		if m.Role == RoleSystem {
 			continue
 		}
-		line := told(m)
+		line := spoken(m)
 		n := EstimateTokens(line)
 		if n <= left {
 			talk, left = append(talk, line), left-n
@@ -62,24 +62,16 @@ func transcript(messages []Message, limit int) string {
 	return b.String()
 }
 
-// told is a message with its speaker. Only the speaker's line begins at the margin, so that no message can pass for two.
-func told(m Message) string {
+// spoken is a message with its speaker. Only the speaker's line begins at the margin, so that no message can pass for two.
+func spoken(m Message) string {
 	who := "User: "
 	if m.Role == RoleAssistant {
 		who = "Assistant: "
 	}
 	for _, f := range m.Files {
-		who += mention(f) + " "
+		who += describe(f).placeholder() + " "
 	}
 	return who + strings.NewReplacer("\r\n", "\n  ", "\n", "\n  ", "\r", "\n  ").Replace(m.Content)
-}
-
-// mention stands for a file where the file itself is not sent.
-func mention(f File) string {
-	if f.Name == "" {
-		return "[file]"
-	}
-	return "[file " + printable(f.Name) + "]"
 }
 
 // withoutMiddle cuts out the middle of a text that has more than limit estimated tokens.
