@@ -146,9 +146,9 @@ func (c *difyCall) offer(f difyFile) error {
 	if f.URL == "" || f.BelongsTo == "user" || f.Method != "" && f.Method != "tool_file" {
 		return nil
 	}
-	u, err := c.app.base.Parse(f.URL)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
-		return nil // nothing that anybody could fetch
+	u := c.app.address(f.URL)
+	if u == nil {
+		return nil
 	}
 	if place := u.Host + u.Path; c.files[place] {
 		return nil
@@ -161,6 +161,15 @@ func (c *difyCall) offer(f difyFile) error {
 		out.Open = func(ctx context.Context) (io.ReadCloser, error) { return c.app.fetch(ctx, u) }
 	}
 	return c.file(out)
+}
+
+// address reads where a file is, which may be written without the host. nil: nothing that anybody could fetch.
+func (p *dify) address(s string) *url.URL {
+	u, err := p.base.Parse(s)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
+		return nil
+	}
+	return u
 }
 
 // mayFetch says whether an address is on a host that the settings name.
@@ -232,7 +241,7 @@ type difyBody struct {
 
 func (b *difyBody) Read(p []byte) (int, error) {
 	n, err := b.capped.Read(p)
-	if err == nil || err == io.EOF {
+	if err == nil || errors.Is(err, io.EOF) {
 		return n, err
 	}
 	e := newError(KindNetwork, withoutAddress(err))

@@ -552,7 +552,7 @@ func TestDify_cancelled_closesItsConnectionAtOnce(t *testing.T) {
 	require.Less(t, time.Since(at), 100*time.Millisecond)
 	require.Less(t, (<-gone).Sub(at), 100*time.Millisecond)
 	s.Close()
-	require.Equal(t, `{"user":"user-1"}`, <-stopped)
+	require.JSONEq(t, `{"user":"user-1"}`, <-stopped)
 	require.Empty(t, stopped)
 }
 
