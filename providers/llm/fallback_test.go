@@ -56,10 +56,10 @@ func chain(o SetOptions, providers ...Provider) *Set {
 	return s
 }
 
-// told is what an observer heard, as words.
-type told struct{ words []string }
+// heard is what an observer heard, as words.
+type heard struct{ words []string }
 
-func (l *told) observer() Observer {
+func (l *heard) observer() Observer {
 	add := func(format string, args ...any) { l.words = append(l.words, fmt.Sprintf(format, args...)) }
 	return Observer{
 		Attempt:  func(try int, err error) { add("try %d after %s", try, KindOf(err)) },
@@ -134,7 +134,7 @@ func TestFallback_inTheOrderOfTheList(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var l told
+				var l heard
 				o := SetOptions{}
 				if strings.HasPrefix(name, "not again") {
 					o.BreakerFailures = 2
@@ -157,7 +157,7 @@ func TestFallback_neverAfterACancel(t *testing.T) {
 				cancel(errTest)
 				return Result{}, fails(kind)
 			}), answering("B"))
-			var l told
+			var l heard
 			_, err := s.Stream(ctx, Request{}, l.observer(), nil)
 			require.Equal(t, KindCancelled, KindOf(err))
 			require.ErrorIs(t, err, errTest)
@@ -269,7 +269,7 @@ func TestFallback_breakerOpen_asksTheNextAtOnce(t *testing.T) {
 			require.NoError(t, ask(t.Context(), s, "hi").err)
 		}
 		start := time.Now()
-		var l told
+		var l heard
 		res, err := s.Stream(t.Context(), Request{}, l.observer(), func(Delta) error { return nil })
 		require.NoError(t, err)
 		require.Equal(t, []string{"c after unavailable", "book c"}, l.words)
@@ -283,39 +283,35 @@ func TestFallback_breakerOpen_asksTheNextAtOnce(t *testing.T) {
 	})
 }
 
-// A fallback gets what it can read: the names of the files that it cannot, and what it remembers of the session itself.
-func TestFallback_isGivenWhatItCanRead(t *testing.T) {
+// A fallback is given the same question, under its own id. An answer that was begun is only gone on with by those that can.
+func TestFallback_isGivenTheSameQuestion(t *testing.T) {
 	var got []Request
 	note := providerFunc(func(_ context.Context, req Request, _ func(Delta) error) (Result, error) {
 		got = append(got, req)
 		return Result{}, fails(KindAuth)
 	})
-	s := newSet(SetOptions{})
-	s.add(Config{ID: "a", Type: TypeOpenAI, Fallback: []string{"b", "c", "d"}}, note, nil)
-	s.add(Config{ID: "b", Type: TypeOpenAI, Vision: true, Files: []string{"pdf"}}, note, nil)
-	s.add(Config{ID: "c", Type: TypeOpenAI, Continue: ContinuePrefix, Audio: true}, note, nil)
-	s.entries["d"] = &entry{config: Config{ID: "d", Type: TypeDify}} // of a type that is not available
-	image, pdf, voice := File{Name: "a.png", MIME: "image/png"}, File{Name: "b.PDF"}, File{Name: "c]\n[d.mp3", MIME: "audio/mpeg"}
-	req := Request{Messages: []Message{{Role: RoleUser, Content: "look", Files: []File{image, pdf, voice}}}, Conversations: map[string]Conversation{"b": {ID: "1"}}}
-
-	require.Equal(t, KindAuth, send(t.Context(), s, req).kind())
+	set := func() *Set {
+		s := newSet(SetOptions{})
+		s.add(Config{ID: "a", Type: TypeOpenAI, Continue: ContinuePrefix, Fallback: []string{"b", "d", "c"}}, note, nil)
+		s.add(Config{ID: "b", Type: TypeOpenAI}, note, nil)
+		s.add(Config{ID: "c", Type: TypeOpenAI, Continue: ContinuePrefix}, note, nil)
+		s.entries["d"] = &entry{config: Config{ID: "d", Type: TypeDify}} // of a type that is not available
+		return s
+	}
+	req := Request{Messages: []Message{{Role: RoleUser, Content: "look", Files: []File{{Name: "a.png"}}}}, User: "u", MaxOutput: 7,
+		Conversations: map[string]Conversation{"b": {ID: "1"}}}
+	require.Equal(t, KindAuth, send(t.Context(), set(), req).kind())
 	require.Len(t, got, 3)
-	require.Equal(t, []string{"a", "b", "c"}, []string{got[0].Model, got[1].Model, got[2].Model})
-	require.Equal(t, req.Messages, got[0].Messages, "as the caller gave them")
-	require.Equal(t, []Message{{Role: RoleUser, Content: "[file cd.mp3]\nlook", Files: []File{image, pdf}}}, got[1].Messages)
-	require.Equal(t, []Message{{Role: RoleUser, Content: "[file a.png]\n[file b.PDF]\nlook", Files: []File{voice}}}, got[2].Messages)
-	require.Equal(t, "1", got[1].Conversations["b"].ID)
-	require.Len(t, req.Messages[0].Files, 3, "unchanged")
+	for i, id := range []string{"a", "b", "c"} {
+		want := req
+		want.Model = id
+		require.Equal(t, want, got[i])
+	}
 
 	got = nil
-	time.Sleep(time.Millisecond)
-	s = newSet(SetOptions{})
-	s.add(Config{ID: "a", Type: TypeOpenAI, Continue: ContinuePrefix, Fallback: []string{"b", "c"}}, note, nil)
-	s.add(Config{ID: "b", Type: TypeOpenAI}, note, nil)
-	s.add(Config{ID: "c", Type: TypeOpenAI, Continue: ContinuePrefix}, note, nil)
-	send(t.Context(), s, Request{Continue: true})
-	require.Len(t, got, 2, "an answer that was begun is gone on with by those that can")
-	require.Equal(t, "c", got[1].Model)
+	send(t.Context(), set(), Request{Continue: true})
+	require.Len(t, got, 2)
+	require.Equal(t, []string{"a", "c"}, []string{got[0].Model, got[1].Model})
 }
 
 // A refusal is an answer, unless the settings say that another model may be asked.
