@@ -35,7 +35,7 @@ func providersOf(m *config.LLM) []llm.Config {
 			ID: c.ID, Name: c.Name, Type: c.Type, Endpoint: c.Endpoint, APIKey: c.APIKey.Reveal(), Model: c.Model,
 			FirstToken: c.FirstTokenTimeout, Idle: c.IdleTimeout, Total: c.TotalTimeout, Connect: c.ConnectTimeout,
 			IncludeUsage: c.IncludeUsage, MaxTokensField: c.MaxTokensField, SystemRole: c.SystemRole, Continue: c.Continue, Headers: reveal(c.Headers),
-			API: c.API, Hosts: c.Hosts, Inputs: reveal(c.Inputs), Fallback: c.Fallback, Vision: c.Vision, Audio: c.Audio, Files: c.Files,
+			API: c.API, Tools: c.Tools, Hosts: c.Hosts, Inputs: reveal(c.Inputs), Fallback: c.Fallback, Vision: c.Vision, Audio: c.Audio, Files: c.Files,
 			ContextTokens: c.ContextTokens, MaxOutput: c.MaxOutput,
 		})
 	}

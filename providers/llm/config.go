@@ -131,6 +131,9 @@ func (c Config) check(i int) error {
 	case c.API != "" && c.Type != TypeOpenAI && knownType(c.Type):
 		bad("api is for type %s only", TypeOpenAI)
 	}
+	if len(c.Tools) > 0 && c.API != APIResponses {
+		bad("tools are for api %s only", APIResponses)
+	}
 	if (len(c.Hosts) > 0 || len(c.Inputs) > 0) && c.Type != TypeDify && knownType(c.Type) {
 		bad("hosts and inputs are for type %s only", TypeDify)
 	}

@@ -20,8 +20,8 @@ func (f providerFunc) Stream(ctx context.Context, req Request, emit func(Delta) 
 	return f(ctx, req, emit)
 }
 
-// failing always fails in one way, after some text.
-func failing(err error, texts ...string) Provider {
+// alwaysFails always fails in one way, after some text.
+func alwaysFails(err error, texts ...string) Provider {
 	return providerFunc(func(_ context.Context, _ Request, emit func(Delta) error) (Result, error) {
 		for _, s := range texts {
 			if err := emit(Delta{Text: s}); err != nil {
@@ -32,8 +32,8 @@ func failing(err error, texts ...string) Provider {
 	})
 }
 
-// answering always answers.
-func answering(text string) Provider {
+// alwaysSays always answers.
+func alwaysSays(text string) Provider {
 	return providerFunc(func(_ context.Context, _ Request, emit func(Delta) error) (Result, error) {
 		return Result{Finish: FinishStop, Usage: Usage{In: 1, Out: 1, Total: 2}}, emit(Delta{Text: text})
 	})
@@ -56,10 +56,10 @@ func chain(o SetOptions, providers ...Provider) *Set {
 	return s
 }
 
-// heard is what an observer heard, as words.
-type heard struct{ words []string }
+// toldSteps is what an observer heard, as words.
+type toldSteps struct{ words []string }
 
-func (l *heard) observer() Observer {
+func (l *toldSteps) observer() Observer {
 	add := func(format string, args ...any) { l.words = append(l.words, fmt.Sprintf(format, args...)) }
 	return Observer{
 		Attempt:  func(try int, err error) { add("try %d after %s", try, KindOf(err)) },
@@ -77,7 +77,7 @@ func TestFallback_byKind(t *testing.T) {
 		KindInvalid: never, KindTooLarge: never, KindContextLength: never, KindContent: never, KindCancelled: never} {
 		t.Run(string(kind), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := chain(SetOptions{}, failing(fails(kind)), answering("B"))
+				s := chain(SetOptions{}, alwaysFails(fails(kind)), alwaysSays("B"))
 				o := ask(t.Context(), s, "hi")
 				if tries == never {
 					require.Equal(t, kind, o.kind(), "as it is")
@@ -93,7 +93,7 @@ func TestFallback_byKind(t *testing.T) {
 				require.EqualValues(t, tries+2, o.Usage.Total, "of all models")
 			})
 			synctest.Test(t, func(t *testing.T) {
-				o := ask(t.Context(), chain(SetOptions{}, failing(fails(kind), "A"), answering("B")), "hi")
+				o := ask(t.Context(), chain(SetOptions{}, alwaysFails(fails(kind), "A"), alwaysSays("B")), "hi")
 				require.Equal(t, kind, o.kind())
 				require.Equal(t, "A", o.text)
 				require.Equal(t, "a", o.Model)
@@ -111,30 +111,30 @@ func TestFallback_inTheOrderOfTheList(t *testing.T) {
 		model     string
 		err       Kind
 	}{
-		"the first that can": {[]Provider{failing(fails(KindAuth)), answering("B"), answering("C")},
+		"the first that can": {[]Provider{alwaysFails(fails(KindAuth)), alwaysSays("B"), alwaysSays("C")},
 			"book a, b after auth, book b", "b", ""},
-		"one after the other": {[]Provider{failing(fails(KindAuth)), failing(fails(KindNotFound)), answering("C")},
+		"one after the other": {[]Provider{alwaysFails(fails(KindAuth)), alwaysFails(fails(KindNotFound)), alwaysSays("C")},
 			"book a, b after auth, book b, c after not_found, book c", "c", ""},
-		"each with its own tries": {[]Provider{failing(fails(KindServer)), failing(fails(KindOverloaded)), answering("C")},
+		"each with its own tries": {[]Provider{alwaysFails(fails(KindServer)), alwaysFails(fails(KindOverloaded)), alwaysSays("C")},
 			"book a, try 2 after server, book a, try 3 after server, book a, b after server, " +
 				"book b, try 2 after overloaded, book b, try 3 after overloaded, book b, c after overloaded, book c", "c", ""},
-		"nobody can": {[]Provider{failing(fails(KindAuth)), failing(fails(KindQuota))},
+		"nobody can": {[]Provider{alwaysFails(fails(KindAuth)), alwaysFails(fails(KindQuota))},
 			"book a, b after auth, book b", "b", KindQuota},
-		"another would be given the same conversation": {[]Provider{failing(fails(KindAuth)), failing(fails(KindContextLength)), answering("C")},
+		"another would be given the same conversation": {[]Provider{alwaysFails(fails(KindAuth)), alwaysFails(fails(KindContextLength)), alwaysSays("C")},
 			"book a, b after auth, book b", "b", KindContextLength},
-		"a long wait is not waited": {[]Provider{failing(&Error{Kind: KindRate, Retryable: true, RetryAfter: 9 * time.Second}), answering("B")},
+		"a long wait is not waited": {[]Provider{alwaysFails(&Error{Kind: KindRate, Retryable: true, RetryAfter: 9 * time.Second}), alwaysSays("B")},
 			"book a, b after rate, book b", "b", ""},
-		"a short one is": {[]Provider{failing(&Error{Kind: KindRate, Retryable: true, RetryAfter: 8 * time.Second}), answering("B")},
+		"a short one is": {[]Provider{alwaysFails(&Error{Kind: KindRate, Retryable: true, RetryAfter: 8 * time.Second}), alwaysSays("B")},
 			"book a, try 2 after rate, book a, try 3 after rate, book a, b after rate, book b", "b", ""},
-		"not again where the failure has stopped all": {[]Provider{failing(fails(KindServer)), failing(fails(KindAuth))},
+		"not again where the failure has stopped all": {[]Provider{alwaysFails(fails(KindServer)), alwaysFails(fails(KindAuth))},
 			"book a, try 2 after server, book a, b after server, book b", "b", KindAuth},
-		"without another it is waited as long as it may be": {[]Provider{failing(&Error{Kind: KindRate, Retryable: true, RetryAfter: 30 * time.Second})},
+		"without another it is waited as long as it may be": {[]Provider{alwaysFails(&Error{Kind: KindRate, Retryable: true, RetryAfter: 30 * time.Second})},
 			"book a, try 2 after rate, book a, try 3 after rate, book a", "a", KindRate},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var l heard
+				var l toldSteps
 				o := SetOptions{}
 				if strings.HasPrefix(name, "not again") {
 					o.BreakerFailures = 2
@@ -156,8 +156,8 @@ func TestFallback_neverAfterACancel(t *testing.T) {
 			s := chain(SetOptions{}, providerFunc(func(context.Context, Request, func(Delta) error) (Result, error) {
 				cancel(errTest)
 				return Result{}, fails(kind)
-			}), answering("B"))
-			var l heard
+			}), alwaysSays("B"))
+			var l toldSteps
 			_, err := s.Stream(ctx, Request{}, l.observer(), nil)
 			require.Equal(t, KindCancelled, KindOf(err))
 			require.ErrorIs(t, err, errTest)
@@ -264,12 +264,12 @@ func TestFallback_forAnyCourseOfFailures(t *testing.T) {
 // Promise 29: while a model is known to be down it costs no time, and nobody is told that it is asked.
 func TestFallback_breakerOpen_asksTheNextAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := chain(SetOptions{}, failing(fails(KindServer)), failing(fails(KindAuth)), answering("C"))
+		s := chain(SetOptions{}, alwaysFails(fails(KindServer)), alwaysFails(fails(KindAuth)), alwaysSays("C"))
 		for range 2 {
 			require.NoError(t, ask(t.Context(), s, "hi").err)
 		}
 		start := time.Now()
-		var l heard
+		var l toldSteps
 		res, err := s.Stream(t.Context(), Request{}, l.observer(), func(Delta) error { return nil })
 		require.NoError(t, err)
 		require.Equal(t, []string{"c after unavailable", "book c"}, l.words)
@@ -324,17 +324,17 @@ func TestFallback_onRefusal(t *testing.T) {
 			return Result{Finish: FinishRefusal, Usage: Usage{In: 1, Total: 1}}, nil
 		})
 	}
-	o := ask(t.Context(), chain(SetOptions{}, refusing(), answering("B")), "hi")
+	o := ask(t.Context(), chain(SetOptions{}, refusing(), alwaysSays("B")), "hi")
 	require.NoError(t, o.err)
 	require.Equal(t, "a", o.Model)
 	yes := SetOptions{FallbackOnRefusal: true}
-	o = ask(t.Context(), chain(yes, refusing(), answering("B")), "hi")
+	o = ask(t.Context(), chain(yes, refusing(), alwaysSays("B")), "hi")
 	require.Equal(t, "B", o.text)
 	require.EqualValues(t, 3, o.Usage.Total)
-	o = ask(t.Context(), chain(yes, refusing("I cannot"), answering("B")), "hi")
+	o = ask(t.Context(), chain(yes, refusing("I cannot"), alwaysSays("B")), "hi")
 	require.Equal(t, "I cannot", o.text)
 	require.Equal(t, FinishRefusal, o.Finish)
-	o = ask(t.Context(), chain(yes, refusing(), failing(fails(KindAuth))), "hi")
+	o = ask(t.Context(), chain(yes, refusing(), alwaysFails(fails(KindAuth))), "hi")
 	require.NoError(t, o.err, "the refusal stands")
 	require.Equal(t, FinishRefusal, o.Finish)
 	require.Equal(t, "a", o.Model)
@@ -351,7 +351,7 @@ func TestFallback_theChosenModelStaysChosen(t *testing.T) {
 				return Result{}, fails(KindAuth)
 			}
 			return Result{Finish: FinishStop}, emit(Delta{Text: "A"})
-		}), answering("B"))
+		}), alwaysSays("B"))
 		require.Equal(t, "b", send(t.Context(), s, Request{Model: "a"}).Model)
 		broken = false
 		require.Equal(t, "b", send(t.Context(), s, Request{Model: "a"}).Model, "it still rests")
@@ -370,17 +370,17 @@ func TestNewSet_checksFallbacksAndCapabilities(t *testing.T) {
 		local("a", func(c *Config) { c.Fallback = []string{"b", "c", "b"} }),
 		local("b", func(c *Config) { c.Fallback = []string{"b", "a"} }),
 		local("d", func(c *Config) { c.API = "assistants" }),
-		local("e", func(c *Config) { c.Hosts = []string{"x"} }),
+		local("e", func(c *Config) { c.Hosts, c.Tools = []string{"x"}, []string{ToolWebSearch} }),
 		local("f", func(c *Config) { c.Files = []string{".pdf", "PDF", "pdf"} }),
 		local("g", func(c *Config) { c.Type, c.API = TypeAnthropic, APIResponses }),
 		local("h", func(c *Config) { c.Type, c.Inputs = TypeAnthropic, map[string]string{"a": "b"} }),
 	}})
 	for _, want := range []string{`1 (a): fallback "c" is not the id of a model`, `1 (a): fallback names "b" twice`, "2 (b): fallback names the model itself",
-		`3 (d): api "assistants" is unknown`, "4 (e): hosts and inputs are for type dify", `5 (f): files: ".pdf"`, `5 (f): files: "PDF"`,
+		`3 (d): api "assistants" is unknown`, "4 (e): hosts and inputs are for type dify", "4 (e): tools are for api responses only", `5 (f): files: ".pdf"`, `5 (f): files: "PDF"`,
 		"6 (g): api is for type openai only", "7 (h): hosts and inputs"} {
 		require.ErrorContains(t, err, want)
 	}
-	require.Equal(t, 9, strings.Count(err.Error(), "llm provider "), err.Error())
+	require.Equal(t, 10, strings.Count(err.Error(), "llm provider "), err.Error())
 
 	s := newTestSet(t, "http://llm.test", func(o *SetOptions) {
 		c := &o.Providers[0]

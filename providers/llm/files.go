@@ -12,6 +12,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -192,6 +193,16 @@ func (a attachment) asText() (string, bool) {
 		return "", false
 	}
 	return string(a.data), true
+}
+
+// printable takes out of a file's name what could pass for something else in a prompt.
+func printable(name string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || r == utf8.RuneError || r == '[' || r == ']' {
+			return -1
+		}
+		return r
+	}, name)
 }
 
 // made is a file of an answer whose content has come with it.

@@ -20,7 +20,7 @@ import (
 func TestEveryProviderDown_typedErrorAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var alerts []Alert
-		s := chain(SetOptions{Alert: func(a Alert) { alerts = append(alerts, a) }}, failing(fails(KindOverloaded)), failing(fails(KindNetwork)))
+		s := chain(SetOptions{Alert: func(a Alert) { alerts = append(alerts, a) }}, alwaysFails(fails(KindOverloaded)), alwaysFails(fails(KindNetwork)))
 		for range 3 {
 			require.Error(t, ask(t.Context(), s, "hi").err)
 		}

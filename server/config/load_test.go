@@ -313,6 +313,7 @@ fallback = ["flow", "b"]
 vision = true
 audio = true
 files = ["pdf", "mp4"]
+tools = ["image_generation", "web_search"]
 [[chatbox.llm.providers]]
 id = "b"
 type = "anthropic"
@@ -331,7 +332,7 @@ inputs = { Language = "en", tenant = "env:TENANT" }
 	a, flow := m.Providers[0], m.Providers[2]
 	assert.Equal(t, []string{"flow", "b"}, a.Fallback)
 	assert.Equal(t, []string{"a"}, m.Providers[1].Fallback, "two models may stand in for each other")
-	assert.Equal(t, []any{"responses", true, true, []string{"pdf", "mp4"}}, []any{a.API, a.Vision, a.Audio, a.Files})
+	assert.Equal(t, []any{"responses", true, true, []string{"pdf", "mp4"}, []string{"image_generation", "web_search"}}, []any{a.API, a.Vision, a.Audio, a.Files, a.Tools})
 	assert.Len(t, flow.Hosts, 3)
 	assert.Equal(t, "en", flow.Inputs["Language"].Reveal(), "names of variables keep their case")
 	assert.Equal(t, "seven", flow.Inputs["tenant"].Reveal())
@@ -352,6 +353,7 @@ id = "a"
 type = "openai"
 model = "m"
 api = "assistants"
+tools = ["computer"]
 fallback = ["a", "b", "b", "absent"]
 files = [".pdf", "PDF"]
 hosts = ["files.example"]
@@ -368,7 +370,7 @@ hosts = ["https://files.example", "files.example/path", "*.example", ""]
 `)
 	for _, want := range []string{
 		"chatbox.llm.retry_budget (", "chatbox.llm.retry_floor (", "chatbox.llm.breaker_failures (", "chatbox.llm.breaker_window (", "chatbox.llm.breaker_open (",
-		`providers[0].api`, `must be chat or responses, is "assistants"`, "providers[0].fallback[0]", "is the provider itself",
+		"providers[0].tools (", "is for api responses only", "providers[0].tools[0]", `providers[0].api`, `must be chat or responses, is "assistants"`, "providers[0].fallback[0]", "is the provider itself",
 		`providers[0].fallback[2]`, `"b" is named twice`, "providers[0].fallback[3]", `"absent" is not the id of a provider`,
 		"providers[0].files[0]", "providers[0].files[1]", "providers[0].hosts", "providers[1].api", "is for type openai only",
 		"providers[1].inputs", "is for type dify only", "providers[2].hosts[0]", "providers[2].hosts[1]", "providers[2].hosts[2]", "providers[2].hosts[3]",

@@ -146,6 +146,8 @@ type Provider struct {
 
 	// Interface of type openai: chat (Chat Completions, which all compatible servers speak) or responses (reads more kinds of files and returns generated ones). Empty: chat.
 	API string `toml:"api"`
+	// Tools that run at OpenAI, for api responses: image_generation, code_interpreter (its containers are billed apart), web_search. Empty: none, so no generated files.
+	Tools []string `toml:"tools"`
 	// Ids of the models that are asked, in this order, while this one cannot answer and nothing of its answer was shown. Each list stands for itself, so two models may stand in for each other.
 	Fallback []string `toml:"fallback"`
 	// Whether the model can look at images.

@@ -262,6 +262,11 @@ func (l *loader) providers(m *LLM) {
 func (l *loader) capabilities(p *Provider, key func(string) string) {
 	l.check(slices.Contains([]string{"", "chat", "responses"}, p.API), key("api"), "must be chat or responses, is %q", clip(p.API))
 	l.check(p.API == "" || p.Type == "openai", key("api"), "is for type openai only")
+	l.check(len(p.Tools) == 0 || p.API == "responses", key("tools"), "is for api responses only")
+	for i, tool := range p.Tools {
+		l.check(slices.Contains([]string{"image_generation", "code_interpreter", "web_search"}, tool), fmt.Sprintf("%s[%d]", key("tools"), i),
+			"must be image_generation, code_interpreter or web_search, is %q", clip(tool))
+	}
 	l.check(len(p.Hosts) == 0 || p.Type == "dify", key("hosts"), "is for type dify only")
 	l.check(len(p.Inputs) == 0 || p.Type == "dify", key("inputs"), "is for type dify only")
 	for i, ext := range p.Files {
