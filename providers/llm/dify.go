@@ -123,7 +123,7 @@ func (c *difyCall) send(ctx context.Context, p *dify, req Request) error {
 	}
 	r.Header.Set("Accept", "text/event-stream")
 	c.refused = false
-	c.dog.sent.Store(false) // uploads have left; this has not
+	c.dog.sent.Store(false)    // uploads have left; this has not
 	res, err := p.client.Do(r) //nolint:bodyclose // open or read closes it
 	if err != nil {
 		return newError(KindNetwork, withoutAddress(err))
