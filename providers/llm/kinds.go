@@ -38,6 +38,12 @@ func newProvider(c Config, transport http.RoundTripper) (Provider, func(), error
 			return nil, nil, err
 		}
 		return p, p.close, nil
+	case c.Type == TypeDify:
+		p, err := newDify(c, transport)
+		if err != nil {
+			return nil, nil, err
+		}
+		return p, p.close, nil
 	default:
 		return nil, nil, ErrUnavailable
 	}

@@ -118,6 +118,10 @@ type Result struct {
 	// session's next request to the same model. Empty: the provider keeps none.
 	Conversation string
 
+	// Paused says that the app behind the model waits for a person to act, outside of this conversation: its answer,
+	// which may be empty, is all that comes until then.
+	Paused bool
+
 	FirstToken time.Duration // from the request to the first visible text; 0: there was none
 	Duration   time.Duration // from the request to its end
 

@@ -200,7 +200,8 @@ func (s *Set) Limits(id string) (contextTokens, maxOutput int) {
 	return c.ContextTokens, c.MaxOutput
 }
 
-// Close gives up idle connections. Requests under way go on.
+// Close gives up idle connections, after it has waited, at most 5 s for each Dify app, until runs that were left are
+// stopped. Requests under way go on.
 func (s *Set) Close() {
 	for _, e := range s.entries {
 		if e.release != nil {

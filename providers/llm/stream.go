@@ -3,6 +3,7 @@ package llm
 import (
 	"context"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -148,6 +149,10 @@ func (q *question) model(ctx context.Context, id string, others bool) (Result, e
 			return res, err
 		}
 		wait, again := q.again(e, err, try, others)
+		if _, known := q.req.Conversations[id]; known && errors.Is(err, errConversationLost) { // once more without it, at once
+			q.req.Conversations = without(q.req.Conversations, id)
+			wait, again = 0, true
+		}
 		if !again {
 			return res, err
 		}
@@ -158,6 +163,13 @@ func (q *question) model(ctx context.Context, id string, others bool) (Result, e
 			return res, cancelled(ctx, id)
 		}
 	}
+}
+
+// without returns conversations but that of one model. They belong to the caller.
+func without(conversations map[string]Conversation, model string) map[string]Conversation {
+	rest := maps.Clone(conversations)
+	delete(rest, model)
+	return rest
 }
 
 // request sends one request.
