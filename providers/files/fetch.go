@@ -145,7 +145,7 @@ func (f *Fetcher) Fetch(ctx context.Context, address string) (*Fetched, error) {
 		cancel()
 		return nil, failure(ctx, err)
 	}
-	body := &transfer{ctxErr: ctx.Err, end: cancel, body: res.Body, capped: capped{r: res.Body, left: f.maxBytes}}
+	body := &transfer{caller: ctx.Err, limit: limited.Err, end: cancel, body: res.Body, capped: capped{r: res.Body, left: f.maxBytes}}
 	got, err := f.accept(res, body)
 	if err != nil {
 		_ = body.Close()
@@ -186,7 +186,8 @@ type peeked struct {
 // transfer is the body of an answer within its limits.
 type transfer struct {
 	capped
-	ctxErr func() error // of the caller
+	caller func() error // of the caller's ctx
+	limit  func() error // of ours
 	end    context.CancelFunc
 	body   io.Closer
 }
@@ -194,8 +195,15 @@ type transfer struct {
 // Read implements io.Reader.
 func (t *transfer) Read(p []byte) (int, error) {
 	n, err := t.capped.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) {
-		err = failed(t.ctxErr(), err)
+	if errors.Is(err, io.EOF) {
+		// A server that sees us leave may still end its answer well, and that may be read before the connection is closed.
+		err = t.limit()
+		if err == nil {
+			return n, io.EOF
+		}
+	}
+	if err != nil {
+		err = failed(t.caller(), err)
 	}
 	return n, err
 }
