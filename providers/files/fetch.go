@@ -140,7 +140,7 @@ func (f *Fetcher) Fetch(ctx context.Context, address string) (*Fetched, error) {
 		return nil, refused(ReasonAddress, "it cannot be read")
 	}
 	req.Header.Set("User-Agent", "Chatbox")
-	res, err := f.client.Do(req)
+	res, err := f.client.Do(req) //nolint:bodyclose // closed with what is returned
 	if err != nil {
 		cancel()
 		return nil, failure(ctx, err)

@@ -194,13 +194,9 @@ func TestFetch_ofTooManyRedirects_stops(t *testing.T) {
 }
 
 func TestFetch_tellsNothingOfUs(t *testing.T) {
-	s := newSite(t, nil)
-	t.Setenv("HTTPS_PROXY", "http://"+s.at(inside.String()))
-	t.Setenv("https_proxy", "http://"+s.at(inside.String()))
-	t.Setenv("ALL_PROXY", "http://"+s.at(inside.String()))
 	var seen []http.Header
 	var closes []bool
-	s = newSite(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s := newSite(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		seen, closes = append(seen, r.Header), append(closes, r.Close)
 		http.SetCookie(w, &http.Cookie{Name: "c", Value: "v"})
 		if len(seen) == 1 {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,7 +23,13 @@ import (
 	"github.com/real-rm/chatbox/internal/rig"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// A proxy that nothing listens on, set before anybody could have looked for one: whoever used it would get nothing.
+	for _, name := range []string{"HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"} {
+		_ = os.Setenv(name, "http://127.0.0.1:1")
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // site is what a Fetcher meets in a test: a server on 127.0.0.2 that plays the open internet, and traps on the same port
 // of 127.0.0.1 and ::1, which play the inside of a network and must never be reached.
