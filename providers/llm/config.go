@@ -117,6 +117,20 @@ func (c Config) check(i int) error {
 	if v := c.Continue; v != "" && v != ContinuePrefix && v != ContinueFinalMessage {
 		bad("continue %q is unknown: %s or %s", v, ContinuePrefix, ContinueFinalMessage)
 	}
+	switch {
+	case c.API != "" && c.API != APIChat && c.API != APIResponses:
+		bad("api %q is unknown: %s or %s", c.API, APIChat, APIResponses)
+	case c.API != "" && c.Type != TypeOpenAI && knownType(c.Type):
+		bad("api is for type %s only", TypeOpenAI)
+	}
+	if (len(c.Hosts) > 0 || len(c.Inputs) > 0) && c.Type != TypeDify && knownType(c.Type) {
+		bad("hosts and inputs are for type %s only", TypeDify)
+	}
+	for _, ext := range c.Files {
+		if word(ext) == "" || strings.HasPrefix(ext, ".") || ext != strings.ToLower(ext) {
+			bad("files: %q is not an extension such as pdf", word(ext))
+		}
+	}
 	if c.ContextTokens < 0 || c.MaxOutput < 0 {
 		bad("context_tokens and max_output must not be negative")
 	}

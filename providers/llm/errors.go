@@ -28,6 +28,7 @@ const (
 	KindIdle          Kind = "idle"           // the stream fell silent
 	KindTruncated     Kind = "truncated"      // the stream ended without saying that the answer is complete
 	KindCancelled     Kind = "cancelled"      // the caller's ctx ended
+	KindUnavailable   Kind = "unavailable"    // not asked: the model has done nothing but fail just now, see Unwrap for how
 )
 
 // ErrUnavailable marks provider types that the settings may name but that this version cannot talk to.
@@ -80,7 +81,7 @@ func KindOf(err error) Kind {
 // retryable are the kinds after which the same request may succeed.
 func (k Kind) retryable() bool {
 	switch k {
-	case KindRate, KindOverloaded, KindServer, KindNetwork, KindTimeout, KindIdle, KindTruncated:
+	case KindRate, KindOverloaded, KindServer, KindNetwork, KindTimeout, KindIdle, KindTruncated, KindUnavailable:
 		return true
 	default:
 		return false

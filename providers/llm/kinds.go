@@ -1,6 +1,10 @@
 package llm
 
-import "net/http"
+import (
+	"fmt"
+	"net/http"
+	"slices"
+)
 
 // knownType says whether the settings may name a type of provider.
 func knownType(typ string) bool {
@@ -25,4 +29,23 @@ func newProvider(c Config, transport http.RoundTripper) (Provider, func(), error
 	default:
 		return nil, nil, ErrUnavailable
 	}
+}
+
+// checkFallbacks returns all that is wrong with the lists of fallbacks. Each list stands for itself: nothing is followed
+// through the lists of others, so two models may well stand in for each other.
+func checkFallbacks(list []Config) []error {
+	var problems []error
+	for i, c := range list {
+		for k, id := range c.Fallback {
+			switch {
+			case id == c.ID:
+				problems = append(problems, c.problem(i, "fallback names the model itself"))
+			case slices.Contains(c.Fallback[:k], id):
+				problems = append(problems, c.problem(i, fmt.Sprintf("fallback names %q twice", id)))
+			case !slices.ContainsFunc(list, func(other Config) bool { return other.ID == id }):
+				problems = append(problems, c.problem(i, fmt.Sprintf("fallback %q is not the id of a model", id)))
+			}
+		}
+	}
+	return problems
 }

@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"math/rand/v2"
 	"net/http"
+	"slices"
 	"time"
 )
 
@@ -16,6 +16,11 @@ const (
 	defaultBackoffCap  = 8 * time.Second
 	backoffJitter      = 0.25             // of the delay, either way
 	maxRetryAfter      = 30 * time.Second // a provider that asks for more is given up
+	defaultRetryShare  = 0.1
+	defaultRetryFloor  = 10
+	defaultFailures    = 5
+	defaultWindow      = 30 * time.Second
+	defaultRest        = 30 * time.Second
 )
 
 // SetOptions tells what a Set consists of.
@@ -28,6 +33,20 @@ type SetOptions struct {
 	// shorter than the provider asks for. 0: 1 s and 8 s.
 	BackoffBase time.Duration
 	BackoffCap  time.Duration
+	// RetryShare is how many requests to a provider within a minute may be repetitions, as a share of the others, beyond
+	// RetryFloor repetitions that are always free. 0: 0.1 and 10; negative: none.
+	RetryShare float64
+	RetryFloor int
+	// BreakerFailures within BreakerWindow, or in a row, keep all requests from a model for BreakerOpen; then one is let
+	// through to see. 0: 5, 30 s and 30 s. What counts is said at breaker.
+	BreakerFailures int
+	BreakerWindow   time.Duration
+	BreakerOpen     time.Duration
+	// FallbackOnRefusal asks a model's fallbacks also when it refuses, or its filter does, without a word.
+	FallbackOnRefusal bool
+	// Alert is called when a model stops answering, once until it has answered again. It is called in the goroutine of
+	// the request that found out and must not block. nil: nobody is told.
+	Alert func(Alert)
 	// Transport, if not nil, carries all requests, in place of one connection pool per provider. For tests.
 	Transport http.RoundTripper
 	// Log gets a line per request. nil: discarded.
@@ -47,11 +66,11 @@ type Observer struct {
 
 // Set is the models of the settings.
 type Set struct {
-	attempts  int
-	base, cap time.Duration
-	log       *slog.Logger
-	models    []Model
-	entries   map[string]entry
+	// Set once by NewSet.
+	options SetOptions // without zeros
+	models  []Model
+	entries map[string]*entry
+	budgets map[account]*budget
 }
 
 // entry is a model of the settings, usable or not.
@@ -60,7 +79,12 @@ type entry struct {
 	config   Config
 	release  func()
 	tokens   *calibration
+	breaker  *breaker
+	budget   *budget
 }
+
+// account is what repetitions are counted by: models of one provider share its fate.
+type account struct{ typ, endpoint, key string }
 
 // NewSet checks the entries and returns every problem at once. Entries of a known type that this version cannot
 // talk to are no problem: they are left out of Models, with a warning.
@@ -79,38 +103,49 @@ func NewSet(o SetOptions) (*Set, error) {
 		p, release, err := newProvider(c, o.Transport)
 		switch {
 		case errors.Is(err, ErrUnavailable):
-			s.log.Warn("llm model left out", "model", c.ID, "type", c.Type, "error", err)
-			s.entries[c.ID] = entry{config: c}
+			s.options.Log.Warn("llm model left out", "model", c.ID, "type", c.Type, "error", err)
+			s.entries[c.ID] = &entry{config: c}
 		case err != nil:
 			problems = append(problems, c.problem(i, err.Error()))
 		default:
 			s.add(c, p, release)
 		}
 	}
+	problems = append(problems, checkFallbacks(o.Providers)...)
 	if err := errors.Join(problems...); err != nil {
+		s.Close()
 		return nil, err
 	}
 	if len(s.models) == 0 {
-		s.log.Warn("no llm model can be used")
+		s.options.Log.Warn("no llm model can be used")
 	}
 	return s, nil
 }
 
 func newSet(o SetOptions) *Set {
-	s := &Set{attempts: o.Attempts, base: o.BackoffBase, cap: o.BackoffCap, log: o.Log, entries: map[string]entry{}}
-	if s.attempts <= 0 {
-		s.attempts = defaultAttempts
+	orElse(&o.Attempts, defaultAttempts)
+	orElse(&o.BackoffBase, defaultBackoffBase)
+	orElse(&o.BackoffCap, defaultBackoffCap)
+	orElse(&o.BreakerFailures, defaultFailures)
+	orElse(&o.BreakerWindow, defaultWindow)
+	orElse(&o.BreakerOpen, defaultRest)
+	if o.RetryShare == 0 {
+		o.RetryShare = defaultRetryShare
 	}
-	if s.base <= 0 {
-		s.base = defaultBackoffBase
+	if o.RetryFloor == 0 {
+		o.RetryFloor = defaultRetryFloor
 	}
-	if s.cap <= 0 {
-		s.cap = defaultBackoffCap
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
 	}
-	if s.log == nil {
-		s.log = slog.New(slog.DiscardHandler)
+	return &Set{options: o, entries: map[string]*entry{}, budgets: map[account]*budget{}}
+}
+
+// orElse replaces what is not positive.
+func orElse[T int | time.Duration](v *T, def T) {
+	if *v <= 0 {
+		*v = def
 	}
-	return s
 }
 
 func (s *Set) add(c Config, p Provider, release func()) {
@@ -118,12 +153,31 @@ func (s *Set) add(c Config, p Provider, release func()) {
 	if name == "" {
 		name = c.ID
 	}
-	s.models = append(s.models, Model{ID: c.ID, Name: name, Provider: c.Type})
-	s.entries[c.ID] = entry{provider: p, config: c, release: release, tokens: &calibration{}}
+	s.models = append(s.models, Model{ID: c.ID, Name: name, Provider: c.Type, Vision: c.Vision, Audio: c.Audio, Files: slices.Clone(c.Files)})
+	a := account{c.Type, c.endpoint(), c.APIKey}
+	if s.budgets[a] == nil {
+		s.budgets[a] = &budget{share: max(s.options.RetryShare, 0), floor: max(s.options.RetryFloor, 0)}
+	}
+	s.entries[c.ID] = &entry{provider: p, config: c, release: release, tokens: &calibration{}, budget: s.budgets[a],
+		breaker: newBreaker(c.ID, s.options.BreakerFailures, s.options.BreakerWindow, s.options.BreakerOpen)}
+}
+
+// entry is the model of an id, of which an unknown one has nothing.
+func (s *Set) entry(id string) *entry {
+	if e := s.entries[id]; e != nil {
+		return e
+	}
+	return &entry{}
 }
 
 // Models returns the models that can be used, in the order of the settings.
-func (s *Set) Models() []Model { return append([]Model(nil), s.models...) }
+func (s *Set) Models() []Model {
+	out := slices.Clone(s.models)
+	for i := range out {
+		out[i].Files = slices.Clone(out[i].Files)
+	}
+	return out
+}
 
 // Default returns the id of the first model, or "" if there is none.
 func (s *Set) Default() string {
@@ -134,14 +188,14 @@ func (s *Set) Default() string {
 }
 
 // Has says whether a model can be used.
-func (s *Set) Has(id string) bool { return s.entries[id].provider != nil }
+func (s *Set) Has(id string) bool { return s.entry(id).provider != nil }
 
 // Continues says whether a model can go on after the beginning of an answer, see Request.Continue.
-func (s *Set) Continues(id string) bool { return s.Has(id) && s.entries[id].config.Continue != "" }
+func (s *Set) Continues(id string) bool { return s.Has(id) && s.entry(id).config.Continue != "" }
 
 // Limits returns how many tokens a model can read and write in one request, 0 where the settings do not say.
 func (s *Set) Limits(id string) (contextTokens, maxOutput int) {
-	c := s.entries[id].config
+	c := s.entry(id).config
 	return c.ContextTokens, c.MaxOutput
 }
 
@@ -151,109 +205,5 @@ func (s *Set) Close() {
 		if e.release != nil {
 			e.release()
 		}
-	}
-}
-
-// Stream sends a request to its model and calls emit for each piece of the answer. It tries again, after a wait,
-// while no text was emitted, the failure is one that may pass, and the provider does not ask to wait longer than
-// 30 s. Errors of emit and obs.Book are returned unchanged, all others as *Error.
-func (s *Set) Stream(ctx context.Context, req Request, obs Observer, emit func(Delta) error) (Result, error) {
-	if req.Model == "" {
-		req.Model = s.Default()
-	}
-	e, known := s.entries[req.Model]
-	if e.provider == nil {
-		err := &Error{Kind: KindNotFound, Provider: req.Model, cause: errors.New("no such model")}
-		if known {
-			err.cause = ErrUnavailable
-		}
-		return Result{Model: req.Model}, err
-	}
-	var spent Usage
-	visible := false
-	watch := func(d Delta) error {
-		visible = true
-		return emit(d)
-	}
-	for try := 1; ; try++ {
-		if obs.Book != nil {
-			if err := obs.Book(ctx, req.Model); err != nil {
-				return Result{Model: req.Model, Usage: spent, Attempts: try - 1}, err
-			}
-		}
-		res, err := e.provider.Stream(ctx, req, watch)
-		if res.Usage.Estimated {
-			res.Usage = e.tokens.scale(res.Usage)
-		} else {
-			e.tokens.learn(res.Usage.In, estimatePrompt(req.Messages))
-		}
-		s.report(ctx, e.config, try, res, err)
-		spent = spent.Plus(res.Usage)
-		res.Model, res.Usage, res.Attempts = req.Model, spent, try
-		if err == nil {
-			return res, nil
-		}
-		wait, again := s.again(err, try)
-		if visible || !again {
-			return res, err
-		}
-		if obs.Attempt != nil {
-			obs.Attempt(try+1, err)
-		}
-		if !sleep(ctx, wait) {
-			return res, cancelled(ctx, req.Model)
-		}
-	}
-}
-
-// again decides whether the failure of a try is worth another one, and after which wait.
-func (s *Set) again(err error, try int) (time.Duration, bool) {
-	var e *Error
-	if !errors.As(err, &e) || !e.Retryable || try >= s.attempts || e.RetryAfter > maxRetryAfter {
-		return 0, false
-	}
-	wait := s.cap
-	if shift := try - 1; shift < 16 {
-		wait = min(s.base<<shift, s.cap)
-	}
-	wait = time.Duration(float64(wait) * (1 - backoffJitter + 2*backoffJitter*rand.Float64()))
-	return max(wait, e.RetryAfter), true
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return ctx.Err() == nil
-	case <-ctx.Done():
-		return false
-	}
-}
-
-// cancelled is the error of a request whose caller's ctx has ended.
-func cancelled(ctx context.Context, provider string) *Error {
-	cause := ctx.Err()
-	if why := context.Cause(ctx); why != nil && !errors.Is(why, cause) {
-		cause = errors.Join(cause, why)
-	}
-	return &Error{Kind: KindCancelled, Provider: provider, cause: cause}
-}
-
-// report logs one request.
-func (s *Set) report(ctx context.Context, c Config, try int, res Result, err error) {
-	attrs := []any{"model", c.ID, "provider", c.Type, "try", try, "request_id", res.RequestID,
-		"duration_ms", res.Duration.Milliseconds(), "first_token_ms", res.FirstToken.Milliseconds(),
-		"tokens_in", res.Usage.In, "tokens_out", res.Usage.Out, "estimated", res.Usage.Estimated}
-	var e *Error
-	switch {
-	case err == nil:
-		s.log.InfoContext(ctx, "llm request done", append(attrs, "finish", string(res.Finish))...)
-	case !errors.As(err, &e):
-		s.log.InfoContext(ctx, "llm request abandoned", attrs...) // by its caller, who knows why
-	case e.Kind == KindCancelled:
-		s.log.InfoContext(ctx, "llm request cancelled", attrs...)
-	default:
-		s.log.WarnContext(ctx, "llm request failed", append(attrs, "kind", string(e.Kind), "status", e.Status, "error", e)...)
 	}
 }

@@ -118,7 +118,7 @@ func TestSet_waitsLongerEachTime(t *testing.T) {
 					},
 					Book: func(context.Context, string) error { left = append(left, time.Now()); return nil },
 				}
-				_, err := newSetOf(p, SetOptions{Attempts: 6}).Stream(t.Context(), Request{}, obs, nil)
+				_, err := newSetOf(p, SetOptions{Attempts: 6, BreakerFailures: 7}).Stream(t.Context(), Request{}, obs, nil)
 				require.Equal(t, KindServer, KindOf(err))
 				require.Len(t, left, 6)
 				for i := range told {
