@@ -148,25 +148,22 @@ func (v *voiceCall) fail(e *Error) *Error {
 	return e
 }
 
-// decode reads an answer in JSON.
-func (v *voiceCall) decode(into any) error {
+// decode reads an answer in JSON and returns it as it came.
+func (v *voiceCall) decode(into any) ([]byte, error) {
 	text, err := io.ReadAll(io.LimitReader(v.res.Body, maxVoiceAnswer+1))
 	if e := v.ended(); e != nil {
-		return e
+		return nil, e
 	}
 	if err != nil {
-		return v.broken(err)
+		return nil, v.broken(err)
 	}
 	if len(text) > maxVoiceAnswer {
-		return v.fail(&Error{Kind: KindInvalid, cause: errors.New("the answer is too large")})
+		return nil, v.fail(&Error{Kind: KindInvalid, cause: errors.New("the answer is too large")})
 	}
-	if err := json.Unmarshal(text, into); err != nil {
-		return v.refused(text)
+	if json.Unmarshal(text, into) != nil || errorObject(text) != nil {
+		return nil, v.refused(text)
 	}
-	if errorObject(text) != nil {
-		return v.refused(text)
-	}
-	return nil
+	return text, nil
 }
 
 // voiceBody is the audio of an answer. Closing it ends the request.

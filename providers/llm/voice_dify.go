@@ -3,7 +3,6 @@ package llm
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"strings"
 )
 
@@ -46,11 +45,12 @@ func (t *difyTranscriber) Transcribe(ctx context.Context, r Recording) (Transcri
 	var answer struct {
 		Text *string `json:"text"`
 	}
-	if err := call.decode(&answer); err != nil {
-		return Transcript{RequestID: call.requestID}, err
+	raw, err := call.decode(&answer)
+	if err == nil && answer.Text == nil {
+		err = call.refused(raw)
 	}
-	if answer.Text == nil {
-		return Transcript{RequestID: call.requestID}, call.fail(&Error{Kind: KindInvalid, cause: errors.New("the answer holds no text")})
+	if err != nil {
+		return Transcript{RequestID: call.requestID}, err
 	}
 	return Transcript{Text: strings.TrimSpace(*answer.Text), RequestID: call.requestID}, nil
 }

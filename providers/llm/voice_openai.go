@@ -53,11 +53,12 @@ func (t *openAITranscriber) Transcribe(ctx context.Context, r Recording) (Transc
 			Seconds float64 `json:"seconds"`
 		} `json:"usage"`
 	}
-	if err := call.decode(&answer); err != nil {
-		return Transcript{RequestID: call.requestID}, err
+	raw, err := call.decode(&answer)
+	if err == nil && answer.Text == nil {
+		err = call.refused(raw)
 	}
-	if answer.Text == nil {
-		return Transcript{RequestID: call.requestID}, call.fail(&Error{Kind: KindInvalid, cause: errors.New("the answer holds no text")})
+	if err != nil {
+		return Transcript{RequestID: call.requestID}, err
 	}
 	u := answer.Usage
 	out := Transcript{Text: strings.TrimSpace(*answer.Text), Lang: answer.Language, RequestID: call.requestID}
