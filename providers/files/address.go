@@ -129,12 +129,8 @@ func (g guard) number(host string) (string, error) {
 	return ip.String(), nil
 }
 
-func numeric(label string) bool {
-	if hex, ok := strings.CutPrefix(label, "0x"); ok {
-		return strings.Trim(hex, "0123456789abcdef") == ""
-	}
-	return label != "" && strings.Trim(label, "0123456789") == ""
-}
+// numeric says whether the last label of a host makes it a number for some reader. No top-level domain begins with a digit.
+func numeric(label string) bool { return label != "" && label[0] >= '0' && label[0] <= '9' }
 
 func isLabel(l string) bool {
 	return l != "" && len(l) <= 63 && strings.Trim(l, "abcdefghijklmnopqrstuvwxyz0123456789-_") == "" &&
