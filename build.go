@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -18,7 +17,6 @@ import (
 	"github.com/real-rm/chatbox/server/auth"
 	"github.com/real-rm/chatbox/server/chat"
 	"github.com/real-rm/chatbox/server/config"
-	"github.com/real-rm/chatbox/server/protocol"
 	"github.com/real-rm/chatbox/server/turn"
 	"github.com/real-rm/chatbox/sessionstore/archive"
 	"github.com/real-rm/chatbox/sessionstore/flush"
@@ -69,10 +67,7 @@ func build(s *config.Settings, log *slog.Logger) (*parts, error) {
 	if p.flusher, err = flush.New(flush.Options{Store: p.live, Archive: p.archive, Gauge: p.live, Every: s.Cluster.FlushEvery, Log: component("flush")}); err != nil {
 		return nil, err
 	}
-	if p.models, err = llm.NewSet(llm.SetOptions{
-		Providers: providersOf(s), Attempts: s.Chatbox.LLM.Attempts, BackoffBase: s.Chatbox.LLM.BackoffBase, BackoffCap: s.Chatbox.LLM.BackoffCap,
-		Log: component("llm"),
-	}); err != nil {
+	if p.models, err = llm.NewSet(modelsOf(s, component("llm"))); err != nil {
 		return nil, fmt.Errorf("chatbox.llm.providers: %w", err)
 	}
 	if p.voice, err = newVoice(s, component("llm")); err != nil {
@@ -121,14 +116,10 @@ func (p *parts) face(s *config.Settings, history *chat.History, talk *chat.Chat,
 	if err != nil {
 		return fmt.Errorf("origins.allowed: %w", err)
 	}
-	var models []protocol.Model
-	for _, m := range p.models.Models() {
-		models = append(models, protocol.Model{ID: m.ID, Name: m.Name})
-	}
 	ws := s.Chatbox.WebSocket
 	p.server, err = server.New(server.Deps{
 		Live: p.live, Archive: p.archive, History: history, Chat: talk, Revival: p.revival, Authored: p.wrote, Backlog: p.flusher, Turns: p.turns, Verifier: verifier,
-		Policy: auth.NewPolicy(auth.PolicyOptions{Leeway: leewayOf(s.Auth.Leeway)}), Origins: origins, Models: models, Default: p.models.Default(),
+		Policy: auth.NewPolicy(auth.PolicyOptions{Leeway: leewayOf(s.Auth.Leeway)}), Origins: origins, Models: offered(p.models.Models()), Default: p.models.Default(),
 		Pages: assets.Handler(assets.Options{EmbedOrigins: s.Origins.Embed, Dev: s.Dev}), Log: log,
 		Options: server.Options{
 			Replica: p.replica, MaxConnections: s.Chatbox.MaxConnections, QueryToken: s.Auth.QueryToken, Window: s.Chatbox.ReconnectTimeout,
@@ -167,27 +158,6 @@ func keyringOf(s *config.Settings) (*seal.Keyring, error) {
 	return ring, nil
 }
 
-func providersOf(s *config.Settings) []llm.Config {
-	var out []llm.Config
-	providers := slices.Clone(s.Chatbox.LLM.Providers)
-	slices.SortStableFunc(providers, func(a, b config.Provider) int { // the set's first is the default
-		return rank(a.ID == s.Chatbox.LLM.DefaultModel) - rank(b.ID == s.Chatbox.LLM.DefaultModel)
-	})
-	for _, c := range providers {
-		headers := make(map[string]string, len(c.Headers))
-		for k, v := range c.Headers {
-			headers[k] = v.Reveal()
-		}
-		out = append(out, llm.Config{
-			ID: c.ID, Name: c.Name, Type: c.Type, Endpoint: c.Endpoint, APIKey: c.APIKey.Reveal(), Model: c.Model,
-			FirstToken: c.FirstTokenTimeout, Idle: c.IdleTimeout, Total: c.TotalTimeout, Connect: c.ConnectTimeout,
-			IncludeUsage: c.IncludeUsage, MaxTokensField: c.MaxTokensField, SystemRole: c.SystemRole, Continue: c.Continue, Headers: headers,
-			ContextTokens: c.ContextTokens, MaxOutput: c.MaxOutput,
-		})
-	}
-	return out
-}
-
 // isCluster says whether an address of Redis is that of a cluster, with TLS or without.
 func isCluster(url string) bool {
 	scheme, _, _ := strings.Cut(url, "://")
@@ -200,14 +170,6 @@ func slowOf(s *config.Settings) time.Duration {
 		return 0
 	}
 	return s.Dbs.SlowThreshold
-}
-
-// rank sorts what is preferred before what is not.
-func rank(preferred bool) int {
-	if preferred {
-		return 0
-	}
-	return 1
 }
 
 // leewayOf turns the settings' 0, which means none, into package auth's negative.

@@ -178,7 +178,13 @@ func TestMe_isWhoTheTokenSpeaksFor(t *testing.T) {
 func TestModels_areListedWithTheDefault(t *testing.T) {
 	r := newReplica(t)
 	rec := r.do(t, "ann", http.MethodGet, "/chat/models")
-	assert.JSONEq(t, `{"items":[{"id":"gpt","name":"GPT"}],"default":"gpt"}`, rec.Body.String())
+	assert.JSONEq(t, `{"items":[{"id":"gpt","name":"GPT","vision":false,"audio":false,"files":[]}],"default":"gpt"}`, rec.Body.String())
+
+	r = newReplica(t, func(d *Deps) {
+		d.Models = append(d.Models, protocol.Model{ID: "claude", Name: "Claude", Vision: true, Audio: true, Files: []string{"pdf", "txt"}})
+	})
+	rec = r.do(t, "ann", http.MethodGet, "/chat/models")
+	assert.Contains(t, rec.Body.String(), `{"id":"claude","name":"Claude","vision":true,"audio":true,"files":["pdf","txt"]}`)
 
 	r = newReplica(t, func(d *Deps) { d.Models, d.Default = nil, "" })
 	rec = r.do(t, "ann", http.MethodGet, "/chat/models")

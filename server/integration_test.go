@@ -56,6 +56,12 @@ func (w words) Stream(ctx context.Context, q llm.Request, obs llm.Observer, emit
 	return llm.Result{Finish: llm.FinishStop, Usage: llm.Usage{Total: 5}}, nil
 }
 
+// models are what a replica is given as its models.
+type models interface {
+	turn.Models
+	chat.Models
+}
+
 // node is a replica on the real live store, behind a real listener. Its store in memory is not used.
 type node struct {
 	*replica
@@ -65,7 +71,7 @@ type node struct {
 }
 
 // newNodes starts replicas on one Redis, whose answers come from one model.
-func newNodes(t *testing.T, n int, model words) []*node {
+func newNodes(t *testing.T, n int, model models) []*node {
 	t.Helper()
 	url := "redis://" + rigtest.Redis(t).Addr
 	nodes := make([]*node, n)
@@ -75,7 +81,7 @@ func newNodes(t *testing.T, n int, model words) []*node {
 	return nodes
 }
 
-func newNode(t *testing.T, name, redisURL string, model words) *node {
+func newNode(t *testing.T, name, redisURL string, model models) *node {
 	t.Helper()
 	nd := &node{}
 	var err error

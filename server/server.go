@@ -147,6 +147,7 @@ func New(deps Deps) (*Server, error) {
 		return nil, errors.New("server: a required part is missing")
 	}
 	deps.Options.setDefaults()
+	deps.Models = listed(deps.Models)
 	if deps.Log == nil {
 		deps.Log = slog.New(slog.DiscardHandler)
 	}

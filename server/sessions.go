@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -67,11 +68,25 @@ func (s *Server) me(c echo.Context) error {
 }
 
 func (s *Server) models(c echo.Context) error {
-	models := s.deps.Models
-	if models == nil {
-		models = []protocol.Model{}
+	return c.JSON(http.StatusOK, map[string]any{"items": s.deps.Models, "default": s.deps.Default})
+}
+
+// listed is the models as they are sent: lists of nothing are lists.
+func listed(models []protocol.Model) []protocol.Model {
+	out := make([]protocol.Model, 0, len(models))
+	for _, m := range models {
+		m.Files = append([]string{}, m.Files...)
+		out = append(out, m)
 	}
-	return c.JSON(http.StatusOK, map[string]any{"items": models, "default": s.deps.Default})
+	return out
+}
+
+// answers is the model that answers a session: the chosen one, or the default where that is not on offer any more.
+func (s *Server) answers(chosen string) string {
+	if slices.ContainsFunc(s.deps.Models, func(m protocol.Model) bool { return m.ID == chosen }) {
+		return chosen
+	}
+	return s.deps.Default
 }
 
 // listSessions lists the user's sessions by latest activity: the active one from Redis, the others from MongoDB.

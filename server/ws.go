@@ -151,13 +151,9 @@ func resumeFrom(r *http.Request) sessionstore.Position {
 // greet says who and where the client is, and starts the catch-up.
 func (s *Server) greet(client *hub.Client, id auth.Identity, o sessionstore.Opened, at sessionstore.Position) {
 	sess := o.Session
-	model := sess.ModelID
-	if model == "" {
-		model = s.deps.Default
-	}
 	client.Send(protocol.ConnectedFrame(protocol.Connected{
 		SessionID: sess.ID, Epoch: sess.Epoch, Seq: sess.Seq, Resumed: o.Resumed, Recovered: o.Recovered,
-		User: protocol.User{ID: id.UserID, Name: id.Name}, Name: sess.Name, Models: s.deps.Models, ModelID: model,
+		User: protocol.User{ID: id.UserID, Name: id.Name}, Name: sess.Name, Models: s.deps.Models, ModelID: s.answers(sess.ModelID),
 		Owner: string(sess.Owner), AssistedBy: sess.AdminName, Heartbeat: Heartbeat.Milliseconds(), Window: s.opts.Window.Milliseconds(),
 		Limits: protocol.Limits{FrameBytes: protocol.MaxFrame, PerMinute: s.opts.PerMinute},
 	}))

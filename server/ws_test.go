@@ -44,7 +44,7 @@ func TestOpen_greetsWithEverythingAClientNeeds(t *testing.T) {
 		assert.JSONEq(t, `{
 			"type": "connection_status", "status": "connected", "session_id": "p01-ann-1", "epoch": "1-a", "seq": 1,
 			"resumed": false, "recovered": false, "user": {"id": "ann", "name": "Name of ann"},
-			"models": [{"id": "gpt", "name": "GPT"}], "model_id": "gpt", "owner": "ai",
+			"models": [{"id": "gpt", "name": "GPT", "vision": false, "audio": false, "files": []}], "model_id": "gpt", "owner": "ai",
 			"heartbeat_ms": 30000, "window_ms": 900000, "limits": {"frame_bytes": 65536, "per_minute": 100}
 		}`, frames[0].raw)
 		assert.Equal(t, "snapshot", frames[1].String())
@@ -67,6 +67,7 @@ func TestOpen_greetsWithEverythingAClientNeeds(t *testing.T) {
 
 // A session that has a name, a model and an admin says so.
 func TestOpen_greetsWithTheStateOfTheSession(t *testing.T) {
+	offer := func(d *Deps) { d.Models = append(d.Models, protocol.Model{ID: "other"}) }
 	inBubble(t, func(r *replica) {
 		t := r.t
 		b := r.live.begin("ann", "p01-s")
@@ -78,6 +79,17 @@ func TestOpen_greetsWithTheStateOfTheSession(t *testing.T) {
 		for _, part := range []string{`"name":"About passwords"`, `"model_id":"other"`, `"owner":"human"`, `"assisted_by":"Sam"`} {
 			assert.Contains(t, raw, part)
 		}
+		s.leave()
+	}, offer)
+}
+
+// Promise 30: a session whose model is not on offer any more says which one answers it.
+func TestOpen_modelNotOnOffer_greetsWithTheDefault(t *testing.T) {
+	inBubble(t, func(r *replica) {
+		b := r.live.begin("ann", "p01-s")
+		r.live.set(func() { b.ModelID = "retired" })
+		s := r.dial(r.t, "ann")
+		assert.Contains(r.t, s.take()[0].raw, `"model_id":"gpt"`)
 		s.leave()
 	})
 }

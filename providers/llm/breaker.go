@@ -132,6 +132,22 @@ func (b *breaker) left() time.Duration {
 func (b *breaker) count(done func(error), err error) change {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return b.counted(done, err)
+}
+
+// broke takes the failure of a request that has been counted as a success: it counts like a request of its own.
+func (b *breaker) broke(err error) change {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	done, closed := b.circuit.Allow()
+	if closed != nil {
+		return change{}
+	}
+	return b.counted(done, err)
+}
+
+// counted is count with mu held.
+func (b *breaker) counted(done func(error), err error) change {
 	b.change = change{}
 	var e *Error
 	if errors.As(err, &e) {
@@ -150,12 +166,16 @@ func (b *breaker) count(done func(error), err error) change {
 
 // pass is the leave to send one request.
 type pass struct {
-	b    *breaker
-	done func(error) // nil: the outcome is known
+	b      *breaker
+	done   func(error) // nil: the outcome is known
+	spoken bool
 }
 
 // spoke says that the model has said something.
-func (p *pass) spoke() change { return p.settle(nil) }
+func (p *pass) spoke() change {
+	p.spoken = true
+	return p.settle(nil)
+}
 
 // drop gives a pass back of which nothing else became known.
 func (p *pass) drop() { p.settle(errUncounted) }
@@ -169,21 +189,17 @@ func (p *pass) settle(err error) change {
 	return p.b.count(done, err)
 }
 
-// end says how the request ended.
+// end says how the request ended. Only the first call counts.
 func (p *pass) end(err error) change {
-	broke := p.done == nil // after it had spoken
-	switch outcome := outcomeOf(err, broke); {
-	case !broke:
+	outcome := outcomeOf(err, p.spoken)
+	if !p.spoken {
 		return p.settle(outcome)
-	case outcome == nil, errors.Is(outcome, errUncounted):
-		return change{}
-	default:
-		done, turnedAway := p.b.circuit.Allow()
-		if turnedAway != nil {
-			return change{}
-		}
-		return p.b.count(done, outcome)
 	}
+	p.spoken = false
+	if outcome == nil || errors.Is(outcome, errUncounted) {
+		return change{}
+	}
+	return p.b.broke(outcome)
 }
 
 // outcomeOf says how the end of a request counts: nil, errUncounted, or the failure.

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"time"
-
-	"github.com/openai/openai-go/v3"
 )
 
 // call is one request under way. It belongs to the goroutine that runs Stream.
@@ -19,9 +17,10 @@ type call struct {
 	out    counter       // of the text so far
 	first  time.Duration // until the first text; 0: none yet
 	usage  *Usage        // as reported; nil: not yet
+	input  *Usage        // as reported before there was any output; nil: not yet
 	finish Finish        // empty: the model has not said that it is done
 	refuse bool          // some of the text is a refusal
-	done   bool          // [DONE] was seen
+	done   bool          // the provider has said that the answer is complete
 	emitE  error         // what emit returned
 }
 
@@ -29,69 +28,44 @@ func newCall(config Config, dog *watchdog, req Request, emit func(Delta) error) 
 	return &call{reply: reply{dog: dog}, config: config, emit: emit, start: time.Now(), prompt: estimatePrompt(req.Messages)}
 }
 
-// chunk takes one chunk of the stream. Any part of it may be missing. An error is emit's.
-func (c *call) chunk(k openai.ChatCompletionChunk) error {
-	if k.JSON.Usage.Valid() { // on any chunk: some servers send it with the last choice
-		u := k.Usage
-		c.usage = &Usage{In: u.PromptTokens, Out: u.CompletionTokens, Total: max(u.TotalTokens, u.PromptTokens+u.CompletionTokens)}
-	}
-	for _, choice := range k.Choices {
-		if choice.Index != 0 {
-			continue // we ask for one
-		}
-		if reasons(choice.Delta) {
-			c.dog.alive()
-		}
-		if t := choice.Delta.Refusal; t != "" {
-			c.refuse = true
-			if err := c.text(t); err != nil {
-				return err
-			}
-		}
-		if err := c.text(choice.Delta.Content); err != nil {
-			return err
-		}
-		if choice.FinishReason != "" {
-			c.finish = finishOf(choice.FinishReason)
-			c.dog.finished()
-		}
-	}
-	return nil
-}
-
+// text shows a piece of the answer. An error is emit's.
 func (c *call) text(t string) error {
 	if t == "" {
 		return nil
 	}
+	c.seen()
+	c.out.add(t)
+	return c.show(Delta{Text: t})
+}
+
+// replace shows a text in place of all that was shown. It counts as output only as far as it is longer than that: what
+// it replaces was written by the model, too.
+func (c *call) replace(t string) error {
+	c.seen()
+	var whole counter
+	if whole.add(t); whole.tokens() > c.out.tokens() {
+		c.out = whole
+	}
+	return c.show(Delta{Text: t, Replace: true})
+}
+
+// file shows a file that the model has made.
+func (c *call) file(f File) error {
+	c.dog.alive()
+	return c.show(Delta{File: &f})
+}
+
+// seen says that there is text to see.
+func (c *call) seen() {
 	c.dog.alive()
 	if c.first == 0 {
 		c.first = max(time.Since(c.start), 1)
 	}
-	c.out.add(t)
-	c.emitE = c.emit(Delta{Text: t})
+}
+
+func (c *call) show(d Delta) error {
+	c.emitE = c.emit(d)
 	return c.emitE
-}
-
-// reasons says whether a delta holds reasoning, under the names that compatible servers use. It is not shown,
-// but it is a sign of life.
-func reasons(d openai.ChatCompletionChunkChoiceDelta) bool {
-	for _, name := range []string{"reasoning_content", "reasoning"} {
-		if raw := d.JSON.ExtraFields[name].Raw(); raw != "" && raw != "null" && raw != `""` {
-			return true
-		}
-	}
-	return false
-}
-
-func finishOf(reason string) Finish {
-	switch reason {
-	case "length":
-		return FinishLength
-	case "content_filter":
-		return FinishFilter
-	default:
-		return FinishStop
-	}
 }
 
 // end makes result and error of a call that stopped with err. ctx is the caller's.
@@ -152,10 +126,21 @@ func (c *call) spent() Usage {
 	case c.refused || !c.dog.sent.Load() && c.body == nil:
 		return Usage{}
 	}
-	out := int64(c.out.tokens())
-	return Usage{In: c.prompt, Out: out, Total: c.prompt + out, Estimated: true}
+	u := Usage{In: c.prompt, Out: int64(c.out.tokens()), Estimated: true}
+	if c.input != nil {
+		u.In, u.Cached = c.input.In, c.input.Cached
+	}
+	u.Total = u.In + u.Out
+	return u
 }
 
 func newError(k Kind, cause error) *Error {
 	return &Error{Kind: k, Retryable: k.retryable(), cause: cause}
+}
+
+// counted is a usage as a provider reported it. Numbers that cannot be are taken for none.
+func counted(in, out, total, cached int64) Usage {
+	u := Usage{In: max(in, 0), Out: max(out, 0)}
+	u.Total, u.Cached = max(total, u.In+u.Out), min(max(cached, 0), u.In)
+	return u
 }

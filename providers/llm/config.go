@@ -32,6 +32,13 @@ const (
 	APIResponses = "responses" // Responses, which reads more kinds of files and returns generated ones
 )
 
+// Tools that run at OpenAI.
+const (
+	ToolImageGeneration = "image_generation"
+	ToolCodeInterpreter = "code_interpreter" // its containers are billed apart
+	ToolWebSearch       = "web_search"
+)
+
 // Ways in which a server goes on after the beginning of an answer.
 const (
 	ContinuePrefix       = "prefix"        // the last message is marked with prefix (DeepSeek, Mistral)
@@ -60,6 +67,7 @@ type Config struct {
 	Headers        map[string]string
 
 	API      string            // of TypeOpenAI: APIChat or APIResponses. Empty: the first, which all compatible servers speak
+	Tools    []string          // of APIResponses: ToolImageGeneration, ToolCodeInterpreter, ToolWebSearch. Empty: none, so no files
 	Hosts    []string          // of TypeDify: hosts besides Endpoint's that files of answers may be fetched from
 	Inputs   map[string]string // of TypeDify: the app's variables
 	Fallback []string          // ids of models that are asked in this order when this one cannot answer
@@ -122,6 +130,9 @@ func (c Config) check(i int) error {
 		bad("api %q is unknown: %s or %s", c.API, APIChat, APIResponses)
 	case c.API != "" && c.Type != TypeOpenAI && knownType(c.Type):
 		bad("api is for type %s only", TypeOpenAI)
+	}
+	if len(c.Tools) > 0 && c.API != APIResponses {
+		bad("tools are for api %s only", APIResponses)
 	}
 	if (len(c.Hosts) > 0 || len(c.Inputs) > 0) && c.Type != TypeDify && knownType(c.Type) {
 		bad("hosts and inputs are for type %s only", TypeDify)

@@ -26,6 +26,18 @@ func newProvider(c Config, transport http.RoundTripper) (Provider, func(), error
 			return nil, nil, err
 		}
 		return p, p.close, nil
+	case c.Type == TypeOpenAI:
+		p, err := newResponses(c, transport)
+		if err != nil {
+			return nil, nil, err
+		}
+		return p, p.close, nil
+	case c.Type == TypeAnthropic:
+		p, err := newAnthropic(c, transport)
+		if err != nil {
+			return nil, nil, err
+		}
+		return p, p.close, nil
 	default:
 		return nil, nil, ErrUnavailable
 	}

@@ -6,15 +6,15 @@
 //
 //   - An answer is complete only if Stream returns nil, and that means the provider itself said so. A stream that
 //     merely ends is an Error of KindTruncated. Text already emitted stays valid whatever the error.
-//   - A request is repeated only before the first visible text, so text is never doubled or mixed.
+//   - A request is repeated, and another model asked in place of one that cannot answer, only before the first visible
+//     piece, so text is never doubled or mixed. A model that does nothing but fail is not asked for a while.
 //   - Cancelling ctx closes the connection to the provider at once. Without it, a request ends by its own
 //     limits: first token, silence, total.
 //   - Result.Usage is the provider's own count, else an estimate marked as such, also on error.
 //   - Errors and log lines never hold keys, prompts, answers, or the provider's own prose.
 //
-// Nothing is remembered between requests but idle connections, which Set.Close gives up, and how far estimates were
-// off. All methods may be
-// called concurrently. No goroutine outlives a call of Stream, except those net/http keeps for idle connections.
+// Nothing is remembered between requests but idle connections, which Set.Close gives up, how far estimates were off, and
+// how models fared in the last minute. All methods may be called concurrently. No goroutine outlives a call of Stream, except those net/http keeps for idle connections.
 package llm
 
 import (

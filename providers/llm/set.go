@@ -56,11 +56,12 @@ type SetOptions struct {
 // Observer is told what a Set does for one request. Its functions are called in the caller's goroutine; nil
 // ones are left out.
 type Observer struct {
-	// Attempt is called as soon as it is decided to try again: try is 2 or 3, err why. The wait comes after it.
+	// Attempt is called as soon as it is decided to ask the same model again: try is 2 or 3, err why. The wait comes after
+	// it.
 	Attempt func(try int, err error)
 	// Fallback is called as soon as it is decided to ask another model, which begins with try 1: err is why.
 	Fallback func(model string, err error)
-	// Book is called right before each request leaves. An error keeps it from leaving and is returned unchanged.
+	// Book is called right before each request leaves, with the model that it is for. An error keeps it from leaving and is returned unchanged.
 	Book func(ctx context.Context, model string) error
 }
 

@@ -217,7 +217,6 @@ func TestSet_overARealServer_recovers(t *testing.T) {
 func TestSet_resolvesModels(t *testing.T) {
 	var log bytes.Buffer
 	s, err := NewSet(SetOptions{Log: slog.New(slog.NewTextHandler(&log, nil)), Providers: []Config{
-		{ID: "claude", Type: TypeAnthropic, APIKey: testKey},
 		{ID: "first", Name: "First", Type: TypeOpenAI, Endpoint: "http://llm.test", APIKey: testKey, ContextTokens: 8000, MaxOutput: 500},
 		{ID: "second", Type: TypeOpenAI, Endpoint: "http://llm.test", APIKey: testKey},
 		{ID: "flow", Type: TypeDify, APIKey: testKey},
@@ -226,8 +225,7 @@ func TestSet_resolvesModels(t *testing.T) {
 	require.Equal(t, []Model{{ID: "first", Name: "First", Provider: "openai"}, {ID: "second", Name: "second", Provider: "openai"}}, s.Models())
 	require.Equal(t, "first", s.Default())
 	require.True(t, s.Has("second"))
-	require.False(t, s.Has("claude"))
-	require.Contains(t, log.String(), "claude")
+	require.False(t, s.Has("flow"))
 	require.Contains(t, log.String(), "flow")
 	require.NotContains(t, log.String(), testKey)
 	tokens, limit := s.Limits("first")
@@ -238,7 +236,7 @@ func TestSet_resolvesModels(t *testing.T) {
 		require.NoError(t, o.err)
 		require.Equal(t, want, o.Model)
 	}
-	o := send(t.Context(), s, Request{Model: "claude"})
+	o := send(t.Context(), s, Request{Model: "flow"})
 	require.ErrorIs(t, o.err, ErrUnavailable)
 	require.Equal(t, KindNotFound, o.kind())
 	require.Zero(t, o.books)

@@ -4,12 +4,8 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"mime"
-	"path"
 	"slices"
-	"strings"
 	"time"
-	"unicode"
 )
 
 // question is one call of Set.Stream. It belongs to the goroutine of its caller.
@@ -182,7 +178,9 @@ func (q *question) request(ctx context.Context, e *entry, try int) (Result, erro
 		e.budget.first()
 	}
 	q.sent++
-	res, err := e.provider.Stream(ctx, q.requestTo(e), q.show)
+	req := q.req
+	req.Model = id
+	res, err := e.provider.Stream(ctx, req, q.show)
 	if res.Usage.Estimated {
 		res.Usage = e.tokens.scale(res.Usage)
 	} else if !slices.ContainsFunc(q.req.Messages, func(m Message) bool { return len(m.Files) > 0 }) { // which are not estimated
@@ -207,58 +205,6 @@ func (q *question) show(d Delta) error {
 		q.set.announce(context.Background(), q.pass.b.model, q.pass.spoke())
 	}
 	return q.emit(d)
-}
-
-// requestTo is the request as a model gets it. The caller knows what the model can read that it asks for; a fallback is
-// told the names of the files that it cannot.
-func (q *question) requestTo(e *entry) Request {
-	req := q.req
-	req.Model = e.config.ID
-	if req.Model == q.req.Model {
-		return req
-	}
-	req.Messages = slices.Clone(req.Messages)
-	for i := range req.Messages {
-		m := &req.Messages[i]
-		var names strings.Builder
-		var kept []File
-		for _, f := range m.Files {
-			if e.config.reads(f) {
-				kept = append(kept, f)
-			} else {
-				names.WriteString("[file " + printable(f.Name) + "]\n")
-			}
-		}
-		m.Files, m.Content = kept, names.String()+m.Content
-	}
-	return req
-}
-
-// reads says whether the model can read a file.
-func (c Config) reads(f File) bool {
-	ext := strings.ToLower(path.Ext(f.Name))
-	media := f.MIME
-	if media == "" {
-		media = mime.TypeByExtension(ext)
-	}
-	switch major, _, _ := strings.Cut(media, "/"); major {
-	case "image":
-		return c.Vision
-	case "audio":
-		return c.Audio
-	default:
-		return ext != "" && slices.Contains(c.Files, ext[1:])
-	}
-}
-
-// printable takes out of a file's name what could pass for something else in a prompt.
-func printable(name string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) || r == '[' || r == ']' {
-			return -1
-		}
-		return r
-	}, name)
 }
 
 // again decides whether the failure of a try is worth another one with the same model, and after which wait.

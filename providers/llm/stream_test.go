@@ -57,15 +57,16 @@ var fixtures = map[string]fixture{
 	"refusal":                   {strings.Replace(content("I can't"), `"content"`, `"refusal"`, 1) + stopped + usage29 + ending, "I can't", FinishRefusal, reported, ""},
 	"nothing to say":            {opening + stopped + usage29 + ending, "", FinishStop, reported, ""},
 
-	"clean end without finish":         {opening + content("Hello"), "Hello", "", Usage{}, KindTruncated},
-	"empty":                            {"", "", "", Usage{}, KindTruncated},
-	"error in the middle":              {opening + content("Hello") + midFail, "Hello", "", Usage{}, KindServer},
-	"vLLM: DONE after an error":        {opening + content("Hello") + midFail + ending, "Hello", "", Usage{}, KindServer},
-	"error with an event name":         {content("Hello") + "event: error\n" + midFail, "Hello", "", Usage{}, KindServer},
-	"error with a number for its code": {content("Hello") + `data: {"id":"x","error":{"code":429,"message":"slow"}}` + "\n\n", "Hello", "", Usage{}, KindRate},
-	"error that is a text":             {content("Hello") + `data: {"error":"out of memory"}` + "\n\n", "Hello", "", Usage{}, KindServer},
-	"an error after usage":             {content("Hello") + usage29 + midFail, "Hello", "", reported, KindServer},
-	"not JSON":                         {content("Hello") + "data: {oops\n\n", "Hello", "", Usage{}, KindInvalid},
+	"clean end without finish":               {opening + content("Hello"), "Hello", "", Usage{}, KindTruncated},
+	"empty":                                  {"", "", "", Usage{}, KindTruncated},
+	"error in the middle":                    {opening + content("Hello") + midFail, "Hello", "", Usage{}, KindServer},
+	"vLLM: DONE after an error":              {opening + content("Hello") + midFail + ending, "Hello", "", Usage{}, KindServer},
+	"error with an event name":               {content("Hello") + "event: error\n" + midFail, "Hello", "", Usage{}, KindServer},
+	"error with a number for its code":       {content("Hello") + `data: {"id":"x","error":{"code":429,"message":"slow"}}` + "\n\n", "Hello", "", Usage{}, KindRate},
+	"error that is a text":                   {content("Hello") + `data: {"error":"out of memory"}` + "\n\n", "Hello", "", Usage{}, KindServer},
+	"an error after usage":                   {content("Hello") + usage29 + midFail, "Hello", "", reported, KindServer},
+	"an error that only says that it is one": {content("Hello") + `data: {"object":"error","message":"out of memory","type":"InternalServerError","param":null,"code":500}` + "\n\n" + ending, "Hello", "", Usage{}, KindServer},
+	"not JSON":                               {content("Hello") + "data: {oops\n\n", "Hello", "", Usage{}, KindInvalid},
 }
 
 // check compares what came of a fixture's request with what should have.

@@ -2,6 +2,7 @@ package llm
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -43,18 +44,58 @@ func (r *reply) respond(req *http.Request, next option.MiddlewareNext) (*http.Re
 		return res, nil
 	}
 	r.refused = true
+	return nil, refusal(res)
+}
+
+// refuse is the middleware of calls whose answer is no stream: it turns what is no success into an *Error.
+func refuse(req *http.Request, next option.MiddlewareNext) (*http.Response, error) {
+	res, err := next(req)
+	switch {
+	case err != nil:
+		return nil, newError(KindNetwork, withoutAddress(err))
+	case res.StatusCode < 300:
+		return res, nil
+	default:
+		return nil, refusal(res)
+	}
+}
+
+// refusal makes the error of a response that is not what was asked for, and closes it.
+func refusal(res *http.Response) *Error {
 	text, _ := io.ReadAll(io.LimitReader(res.Body, maxErrorBody)) // what came must do
 	_ = res.Body.Close()
 	object := errorObject(text)
 	if res.StatusCode < 300 && object == nil {
-		return nil, &Error{Kind: KindInvalid, Status: res.StatusCode, cause: errors.New("the answer is no event stream")}
+		return &Error{Kind: KindInvalid, Status: res.StatusCode, cause: errors.New("the answer is no event stream")}
 	}
 	e := object.failure(res.StatusCode)
+	e.RequestID = requestID(res.Header)
 	e.RetryAfter = retryAfter(res.Header, time.Now())
 	if res.Header.Get("X-Should-Retry") == "false" {
 		e.Retryable = false
 	}
-	return nil, e
+	return e
+}
+
+// errComplete ends the reading of a stream that has said that its answer is complete.
+var errComplete = errors.New("the answer is complete")
+
+// stream gives the events of a stream to take, until there are no more, take returns an error, errComplete being none
+// to the caller, or ctx, which is the caller's, ends. done says that the stream has ended with [DONE] or errComplete. The
+// body is closed. The reader is OpenAI's for all interfaces, since that of Anthropic leaves out events without a name.
+func stream[E any](ctx context.Context, raw *http.Response, take func(E) error) (done bool, err error) {
+	events := &decoder{Decoder: ssestream.NewDecoder(raw)}
+	s := ssestream.NewStream[E](events, nil)
+	defer func() { _ = s.Close() }()
+	for ctx.Err() == nil && s.Next() { // nothing is emitted after a cancel, even if it has arrived
+		switch err := take(s.Current()); {
+		case errors.Is(err, errComplete):
+			return true, nil
+		case err != nil:
+			return events.done, err
+		}
+	}
+	return events.done, s.Err()
 }
 
 // decoder reads the events of a stream, notices its terminal event, and turns error objects into errors.
@@ -76,7 +117,7 @@ func (d *decoder) Next() bool {
 		return true // the stream ends itself with it
 	}
 	// Inside a string the quotes would be escaped, so most chunks need no second parsing.
-	if d.event.Type != "error" && !bytes.Contains(d.event.Data, []byte(`"error":`)) {
+	if d.event.Type != "error" && !bytes.Contains(d.event.Data, []byte(`"error"`)) {
 		return true
 	}
 	if object := errorObject(d.event.Data); object != nil {
@@ -101,7 +142,7 @@ func (d *decoder) Err() error {
 // withoutError removes an empty error member, which the SDK would take for an error.
 func withoutError(data []byte) []byte {
 	var members map[string]json.RawMessage
-	if json.Unmarshal(data, &members) != nil {
+	if json.Unmarshal(data, &members) != nil || members["error"] == nil {
 		return data
 	}
 	delete(members, "error")
@@ -116,29 +157,49 @@ type wireError struct {
 	Message string          `json:"message"`
 	Type    string          `json:"type"`
 	Code    json.RawMessage `json:"code"`
+	Details json.RawMessage `json:"details"`  // Anthropic
+	More    json.RawMessage `json:"metadata"` // OpenRouter
 }
 
 // errorObject finds the error object in a body or event, and nil if there is none. An error given as a mere
-// text, and an object without the usual wrapping, count too.
+// text, and an object that only says of itself that it is an error, count too.
 func errorObject(text []byte) *wireError {
-	var wrapped struct {
-		Error json.RawMessage `json:"error"`
+	var outer struct {
+		Error  json.RawMessage `json:"error"`
+		Object string          `json:"object"`
+		Type   string          `json:"type"`
 	}
-	if json.Unmarshal(text, &wrapped) != nil || len(wrapped.Error) == 0 || string(wrapped.Error) == "null" {
+	if json.Unmarshal(text, &outer) != nil {
 		return nil
 	}
 	var e wireError
-	if json.Unmarshal(wrapped.Error, &e) != nil {
-		e = wireError{}
-		_ = json.Unmarshal(wrapped.Error, &e.Message) // a text, or something we need not understand
+	switch {
+	case len(outer.Error) > 0 && string(outer.Error) != "null":
+		if json.Unmarshal(outer.Error, &e) != nil {
+			e = wireError{}
+			_ = json.Unmarshal(outer.Error, &e.Message) // a text, or something we need not understand
+		}
+	case outer.Type == "error" || outer.Object == "error": // in a stream of Responses, and of older vLLM
+		_ = json.Unmarshal(text, &e)
+		if e.Type == "error" {
+			e.Type = ""
+		}
+	default:
+		return nil
 	}
 	return &e
 }
 
 // code returns the code as a word, or as a number that may be an HTTP status.
 func (e *wireError) code() (string, int) {
-	if e == nil || len(e.Code) == 0 {
+	if e == nil {
 		return "", 0
+	}
+	var details struct {
+		Code string `json:"error_code"`
+	}
+	if json.Unmarshal(e.Details, &details) == nil && details.Code != "" {
+		return details.Code, 0
 	}
 	var s string
 	if json.Unmarshal(e.Code, &s) != nil {
@@ -153,6 +214,14 @@ func (e *wireError) code() (string, int) {
 	return s, 0
 }
 
+// moderated says whether a gateway has refused the prompt before the model saw it.
+func (e *wireError) moderated() bool {
+	var more struct {
+		Reasons []string `json:"reasons"`
+	}
+	return e != nil && json.Unmarshal(e.More, &more) == nil && len(more.Reasons) > 0
+}
+
 // failure makes the error of an error object, which may be nil, and an HTTP status, which may be 0.
 func (e *wireError) failure(status int) *Error {
 	code, number := e.code()
@@ -164,8 +233,13 @@ func (e *wireError) failure(status int) *Error {
 		number = status
 	}
 	out := &Error{Kind: classify(code, typ, number), Status: status, Code: word(code)}
-	if out.Kind == KindInvalid && speaksOfContext(message) {
+	switch {
+	case e.moderated():
+		out.Kind = KindContent
+	case out.Kind == KindInvalid && speaksOfContext(message):
 		out.Kind = KindContextLength
+	case out.Kind == KindInvalid && speaksOfCredit(message):
+		out.Kind = KindQuota
 	}
 	if out.Code == "" {
 		out.Code = word(typ)
@@ -209,7 +283,7 @@ func classify(code, typ string, status int) Kind {
 func kindOfWord(w string) Kind {
 	switch w {
 	case "insufficient_quota", "credit_balance_exhausted", "organization_usage_limit_exceeded", "billing_hard_limit_reached",
-		"billing_not_active", "billing_error":
+		"billing_not_active", "billing_error", "enforced_spend_limit_reached":
 		return KindQuota
 	case "context_length_exceeded", "exceed_context_size_error", "string_above_max_length":
 		return KindContextLength
@@ -223,10 +297,13 @@ func kindOfWord(w string) Kind {
 		return KindRate
 	case "server_is_overloaded", "overloaded_error", "overloaded":
 		return KindOverloaded
-	case "content_filter", "content_policy_violation":
+	case "content_filter", "content_policy_violation", "image_content_policy_violation", "invalid_prompt":
 		return KindContent
-	case "request_too_large":
+	case "request_too_large", "image_too_large", "image_file_too_large":
 		return KindTooLarge
+	case "invalid_image", "invalid_image_format", "invalid_base64_image", "invalid_image_url", "invalid_image_mode", "image_too_small",
+		"image_parse_error", "unsupported_image_media_type", "empty_image_file", "failed_to_download_image", "image_file_not_found":
+		return KindInvalid // an event in a stream has no status that would say so
 	}
 	if strings.HasSuffix(w, "_spend_limit_exceeded") {
 		return KindQuota
@@ -237,12 +314,18 @@ func kindOfWord(w string) Kind {
 // speaksOfContext recognises servers that have no code for a prompt that is too long.
 func speaksOfContext(message string) bool {
 	m := strings.ToLower(message)
-	for _, s := range []string{"maximum context length", "context length", "context window", "prompt is too long"} {
+	for _, s := range []string{"context length", "context window", "context size", "context limit", "prompt is too long"} {
 		if strings.Contains(m, s) {
 			return true
 		}
 	}
 	return false
+}
+
+// speaksOfCredit recognises Anthropic's invalid_request_error of an account that has nothing left to spend.
+func speaksOfCredit(message string) bool {
+	m := strings.ToLower(message)
+	return strings.Contains(m, "credit balance is too low") || strings.Contains(m, "specified api usage limits")
 }
 
 // retryAfter reads how long the provider asks to wait: milliseconds, seconds or a date. 0: it does not say.

@@ -293,6 +293,94 @@ internal = 5
 	}
 }
 
+// What a model can do, and who stands in for it.
+func TestLoad_providers_capabilitiesAndFallbacks(t *testing.T) {
+	s := must(t, config.LoadOptions{Env: []string{"TENANT=seven", "CHATBOX__CHATBOX__LLM__PROVIDERS__1__FALLBACK=a"}}, `
+[chatbox.llm]
+retry_budget = 0
+retry_floor = 0
+breaker_failures = 3
+breaker_window = "10s"
+breaker_open = "1m"
+fallback_on_refusal = true
+[[chatbox.llm.providers]]
+id = "a"
+type = "openai"
+model = "m"
+apiKey = "k"
+api = "responses"
+fallback = ["flow", "b"]
+vision = true
+audio = true
+files = ["pdf", "mp4"]
+tools = ["image_generation", "web_search"]
+[[chatbox.llm.providers]]
+id = "b"
+type = "anthropic"
+model = "m"
+apiKey = "k"
+[[chatbox.llm.providers]]
+id = "flow"
+type = "dify"
+apiKey = "k"
+hosts = ["files.example", "files.example:8443", "[::1]:80"]
+inputs = { Language = "en", tenant = "env:TENANT" }
+`)
+	m := s.Chatbox.LLM
+	assert.Equal(t, []any{0.0, 0, 3, 10 * time.Second, time.Minute, true},
+		[]any{m.RetryBudget, m.RetryFloor, m.BreakerFailures, m.BreakerWindow, m.BreakerOpen, m.FallbackOnRefusal})
+	a, flow := m.Providers[0], m.Providers[2]
+	assert.Equal(t, []string{"flow", "b"}, a.Fallback)
+	assert.Equal(t, []string{"a"}, m.Providers[1].Fallback, "two models may stand in for each other")
+	assert.Equal(t, []any{"responses", true, true, []string{"pdf", "mp4"}, []string{"image_generation", "web_search"}}, []any{a.API, a.Vision, a.Audio, a.Files, a.Tools})
+	assert.Len(t, flow.Hosts, 3)
+	assert.Equal(t, "en", flow.Inputs["Language"].Reveal(), "names of variables keep their case")
+	assert.Equal(t, "seven", flow.Inputs["tenant"].Reveal())
+
+	def := must(t, config.LoadOptions{}, "").Chatbox.LLM
+	assert.Equal(t, []any{0.1, 10, 5, 30 * time.Second, 30 * time.Second, false},
+		[]any{def.RetryBudget, def.RetryFloor, def.BreakerFailures, def.BreakerWindow, def.BreakerOpen, def.FallbackOnRefusal})
+
+	text := refused(t, config.LoadOptions{}, `
+[chatbox.llm]
+retry_budget = 1.5
+retry_floor = -1
+breaker_failures = 0
+breaker_window = "0s"
+breaker_open = "0s"
+[[chatbox.llm.providers]]
+id = "a"
+type = "openai"
+model = "m"
+api = "assistants"
+tools = ["computer"]
+fallback = ["a", "b", "b", "absent"]
+files = [".pdf", "PDF"]
+hosts = ["files.example"]
+[[chatbox.llm.providers]]
+id = "b"
+type = "anthropic"
+model = "m"
+api = "responses"
+inputs = { a = "secret-value" }
+[[chatbox.llm.providers]]
+id = "c"
+type = "dify"
+hosts = ["https://files.example", "files.example/path", "*.example", ""]
+`)
+	for _, want := range []string{
+		"chatbox.llm.retry_budget (", "chatbox.llm.retry_floor (", "chatbox.llm.breaker_failures (", "chatbox.llm.breaker_window (", "chatbox.llm.breaker_open (",
+		"providers[0].tools (", "is for api responses only", "providers[0].tools[0]", `providers[0].api`, `must be chat or responses, is "assistants"`, "providers[0].fallback[0]", "is the provider itself",
+		`providers[0].fallback[2]`, `"b" is named twice`, "providers[0].fallback[3]", `"absent" is not the id of a provider`,
+		"providers[0].files[0]", "providers[0].files[1]", "providers[0].hosts", "providers[1].api", "is for type openai only",
+		"providers[1].inputs", "is for type dify only", "providers[2].hosts[0]", "providers[2].hosts[1]", "providers[2].hosts[2]", "providers[2].hosts[3]",
+	} {
+		assert.Contains(t, text, want)
+	}
+	assert.NotContains(t, text, "secret-value")
+	assert.NotContains(t, text, "providers[0].fallback[1]")
+}
+
 func TestLoad_filesThatCannotBeRead(t *testing.T) {
 	_, warnings, err := config.Load(config.LoadOptions{Files: []string{"/absent.toml"}})
 	require.ErrorIs(t, err, os.ErrNotExist)

@@ -106,6 +106,18 @@ type LLM struct {
 	BackoffBase time.Duration `toml:"backoff_base" default:"1s"`
 	// Longest wait between two tries.
 	BackoffCap time.Duration `toml:"backoff_cap" default:"8s"`
+	// Share of a provider's requests within a minute that may be repetitions, so that a crowd does not triple the load of one that fails.
+	RetryBudget float64 `toml:"retry_budget" default:"0.1"`
+	// Repetitions a minute that are free of it, so that a quiet system still repeats.
+	RetryFloor int `toml:"retry_floor" default:"10"`
+	// Failures within breaker_window, if they are at least as many as the successes, or in a row, after which a model is not asked for breaker_open. A wrong key and a lack of credit do it at once.
+	BreakerFailures int `toml:"breaker_failures" default:"5"`
+	// For how long failures are remembered.
+	BreakerWindow time.Duration `toml:"breaker_window" default:"30s"`
+	// How long a model is left alone, before one request is let through to see whether it is back. Questions go to its fallbacks meanwhile, or fail at once.
+	BreakerOpen time.Duration `toml:"breaker_open" default:"30s"`
+	// Ask the fallbacks, too, where a model or its filter refuses without a word. Off: a refusal is an answer.
+	FallbackOnRefusal bool `toml:"fallback_on_refusal" default:"false"`
 	// Time to connect to a provider.
 	ConnectTimeout time.Duration `toml:"connect_timeout" default:"10s"`
 	// Time until the first token. Long, because reasoning models are silent for minutes.
@@ -131,12 +143,29 @@ type Provider struct {
 	Name string `toml:"name"`
 	// Wire protocol: openai (and everything compatible), anthropic or dify.
 	Type string `toml:"type"`
-	// Base URL, as https://host/v1. Empty: the provider's own.
+	// Base URL, as https://host/v1; with or without /v1, or the address of the whole call. Empty: the provider's own.
 	Endpoint string `toml:"endpoint"`
 	// Key for the provider; env:NAME reads it from the variable NAME.
 	APIKey Secret `toml:"apiKey"`
 	// Model name sent to the provider. Required except for dify.
 	Model string `toml:"model"`
+
+	// Interface of type openai: chat (Chat Completions, which all compatible servers speak) or responses (reads more kinds of files and returns generated ones). Empty: chat.
+	API string `toml:"api"`
+	// Tools that run at OpenAI, for api responses: image_generation, code_interpreter (its containers are billed apart), web_search. Empty: none, so no generated files.
+	Tools []string `toml:"tools"`
+	// Ids of the models that are asked, in this order, while this one cannot answer and nothing of its answer was shown. Each list stands for itself, so two models may stand in for each other.
+	Fallback []string `toml:"fallback"`
+	// Whether the model can look at images.
+	Vision bool `toml:"vision" default:"false"`
+	// Whether the model can listen to recordings.
+	Audio bool `toml:"audio" default:"false"`
+	// Extensions of other files that the model can read, as pdf.
+	Files []string `toml:"files"`
+	// Hosts besides the endpoint's that files of answers may be fetched from, for type dify. A wildcard is not possible: whoever can make the app name a host there makes the service ask it.
+	Hosts []string `toml:"hosts"`
+	// Values of the app's variables, for type dify.
+	Inputs map[string]Secret `toml:"inputs"`
 
 	// Time to connect. Absent: chatbox.llm.connect_timeout.
 	ConnectTimeout time.Duration `toml:"connect_timeout"`

@@ -127,6 +127,8 @@ func (l *loader) numbers(s *Settings) {
 		{"chatbox.websocket.read_buffer_size", int64(s.Chatbox.WebSocket.ReadBufferSize), 128, 1 << 20},
 		{"chatbox.websocket.write_buffer_size", int64(s.Chatbox.WebSocket.WriteBufferSize), 128, 1 << 20},
 		{"chatbox.llm.attempts", int64(s.Chatbox.LLM.Attempts), 1, 10},
+		{"chatbox.llm.retry_floor", int64(s.Chatbox.LLM.RetryFloor), 0, 1 << 20},
+		{"chatbox.llm.breaker_failures", int64(s.Chatbox.LLM.BreakerFailures), 1, 1 << 20},
 		{"chatbox.llm.context_tokens", int64(s.Chatbox.LLM.ContextTokens), 256, 1 << 24},
 		{"chatbox.llm.max_output", int64(s.Chatbox.LLM.MaxOutput), 0, 1 << 24},
 		{"redis.wait_replicas", int64(s.Redis.WaitReplicas), 0, 16},
@@ -140,6 +142,8 @@ func (l *loader) numbers(s *Settings) {
 	}
 	l.check(s.Limits.SocketRate > 0 && s.Limits.SocketRate <= 1e6, "limits.socket_rate",
 		"must be more than 0, is %v", s.Limits.SocketRate)
+	l.check(s.Chatbox.LLM.RetryBudget >= 0 && s.Chatbox.LLM.RetryBudget <= 1, "chatbox.llm.retry_budget",
+		"must be 0 to 1, is %v", s.Chatbox.LLM.RetryBudget)
 	for key, addr := range map[string]string{"chatbox.addr": s.Chatbox.Addr, "internal.addr": s.Internal.Addr} {
 		if _, _, err := net.SplitHostPort(addr); addr != "" && err != nil {
 			l.fail(key, fmt.Errorf("must be host:port, is %q", clip(addr)))
@@ -168,6 +172,8 @@ func (l *loader) durations(s *Settings) {
 		{"chatbox.websocket.pong_wait", w.PongWait},
 		{"chatbox.websocket.write_wait", w.WriteWait},
 		{"chatbox.websocket.idle_timeout", w.IdleTimeout},
+		{"chatbox.llm.breaker_window", m.BreakerWindow},
+		{"chatbox.llm.breaker_open", m.BreakerOpen},
 		{"chatbox.llm.connect_timeout", m.ConnectTimeout},
 		{"chatbox.llm.first_token_timeout", m.FirstTokenTimeout},
 		{"chatbox.llm.idle_timeout", m.IdleTimeout},
@@ -243,11 +249,50 @@ func (l *loader) providers(m *LLM) {
 		if !p.APIKey.Set() && !l.failed(key("apiKey")) {
 			l.warn(key("apiKey"), "is not set")
 		}
+		l.capabilities(p, key)
+		l.fallbacks(m, p, key)
 	}
 	switch {
 	case len(m.Providers) == 0:
 		l.warn("chatbox.llm.providers", "is empty: no question will be answered by a model")
 	case m.DefaultModel != "":
 		l.check(seen[m.DefaultModel], "chatbox.llm.default_model", "%q is not the id of a provider", clip(m.DefaultModel))
+	}
+}
+
+// capabilities checks what a provider's model is said to be able to do.
+func (l *loader) capabilities(p *Provider, key func(string) string) {
+	l.check(slices.Contains([]string{"", "chat", "responses"}, p.API), key("api"), "must be chat or responses, is %q", clip(p.API))
+	l.check(p.API == "" || p.Type == "openai", key("api"), "is for type openai only")
+	l.check(len(p.Tools) == 0 || p.API == "responses", key("tools"), "is for api responses only")
+	for i, tool := range p.Tools {
+		l.check(slices.Contains([]string{"image_generation", "code_interpreter", "web_search"}, tool), fmt.Sprintf("%s[%d]", key("tools"), i),
+			"must be image_generation, code_interpreter or web_search, is %q", clip(tool))
+	}
+	l.check(len(p.Hosts) == 0 || p.Type == "dify", key("hosts"), "is for type dify only")
+	l.check(len(p.Inputs) == 0 || p.Type == "dify", key("inputs"), "is for type dify only")
+	for i, ext := range p.Files {
+		l.check(isExtension(ext), fmt.Sprintf("%s[%d]", key("files"), i), "must be an extension such as pdf, is %q", clip(ext))
+	}
+	for i, host := range p.Hosts {
+		u, err := url.Parse("//" + host)
+		l.check(err == nil && u.Hostname() != "" && u.Host == host && !strings.Contains(host, "*"), fmt.Sprintf("%s[%d]", key("hosts"), i),
+			"must be a host or host:port, is %q", clip(host))
+	}
+}
+
+func isExtension(s string) bool {
+	return s != "" && strings.IndexFunc(s, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') }) < 0
+}
+
+// fallbacks checks a provider's list of models that stand in for it. It is not followed through their lists, so nothing
+// goes round in circles.
+func (l *loader) fallbacks(m *LLM, p *Provider, key func(string) string) {
+	for i, id := range p.Fallback {
+		at := fmt.Sprintf("%s[%d]", key("fallback"), i)
+		l.check(id != p.ID, at, "is the provider itself")
+		l.check(!slices.Contains(p.Fallback[:i], id), at, "%q is named twice", clip(id))
+		l.check(slices.ContainsFunc(m.Providers, func(other Provider) bool { return other.ID == id }), at,
+			"%q is not the id of a provider", clip(id))
 	}
 }

@@ -28,8 +28,11 @@ type User struct {
 
 // Model is one entry of the list of models.
 type Model struct {
-	ID   string `json:"id"`
-	Name string `json:"name"`
+	ID     string   `json:"id"`
+	Name   string   `json:"name"`
+	Vision bool     `json:"vision"` // it can look at images
+	Audio  bool     `json:"audio"`  // it can listen to recordings
+	Files  []string `json:"files"`  // what else it can read: extensions without the dot
 }
 
 // Limits are what a client must know to stay within.

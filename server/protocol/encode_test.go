@@ -22,7 +22,7 @@ func TestFrames_areJSONWithAType(t *testing.T) {
 		pos := sessionstore.Position{Epoch: "7-abc", Seq: 4}
 		for _, frame := range [][]byte{
 			ev.Frame(),
-			ConnectedFrame(Connected{SessionID: "p01-a", User: User{ID: text, Name: text}, Models: []Model{{text, text}}}),
+			ConnectedFrame(Connected{SessionID: "p01-a", User: User{ID: text, Name: text}, Models: []Model{{ID: text, Name: text, Files: []string{text}}}}),
 			SnapshotFrame("p01-a", pos, true, [][]byte{ev.Frame(), ev.Frame()}),
 			SnapshotFrame("p01-a", pos, false, nil),
 			StatusFrame("p01-a", StatusLive),
