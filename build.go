@@ -11,6 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/real-rm/chatbox/assets"
+	"github.com/real-rm/chatbox/providers/files"
 	"github.com/real-rm/chatbox/providers/llm"
 	"github.com/real-rm/chatbox/server"
 	"github.com/real-rm/chatbox/server/auth"
@@ -31,6 +32,8 @@ type parts struct {
 	archive *archive.Archive
 	flusher *flush.Flusher
 	models  *llm.Set
+	voice   *llm.Voice    // nobody speaks or listens yet
+	intake  *files.Intake // of files that models have made
 	turns   *turn.Runner
 	revival *chat.Reviver
 	quota   *server.Quota
@@ -66,6 +69,12 @@ func build(s *config.Settings, log *slog.Logger) (*parts, error) {
 	}
 	if p.models, err = llm.NewSet(modelsOf(s, component("llm"))); err != nil {
 		return nil, fmt.Errorf("chatbox.llm.providers: %w", err)
+	}
+	if p.voice, err = newVoice(s, component("llm")); err != nil {
+		return nil, fmt.Errorf("chatbox.transcriber, chatbox.speech: %w", err)
+	}
+	if p.intake, err = newIntake(s, nil, component("files")); err != nil {
+		return nil, fmt.Errorf("chatbox.ai_files: %w", err)
 	}
 	history := &chat.History{Live: p.live, Stored: p.archive, Keys: keyring}
 	if p.revival, err = chat.NewReviver(chat.ReviveOptions{
@@ -128,6 +137,7 @@ func (p *parts) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	p.models.Close()
+	p.voice.Close()
 	_ = p.archive.Close(ctx)
 	_ = p.redis.Close()
 }

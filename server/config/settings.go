@@ -70,6 +70,12 @@ type Chatbox struct {
 	WebSocket WebSocket `toml:"websocket"`
 	// Language models.
 	LLM LLM `toml:"llm"`
+	// Voice messages.
+	Transcriber Transcriber `toml:"transcriber"`
+	// Spoken answers.
+	Speech Speech `toml:"speech"`
+	// Files that models have made.
+	AIFiles AIFiles `toml:"ai_files"`
 }
 
 // WebSocket holds the details of the sockets.

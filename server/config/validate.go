@@ -24,6 +24,8 @@ func (l *loader) validate(s *Settings) {
 	l.auth(s)
 	l.origins(s)
 	l.providers(&s.Chatbox.LLM)
+	l.voice(&s.Chatbox)
+	l.aiFiles(&s.Chatbox.AIFiles)
 	l.secrets(s)
 	l.shared(s)
 	if s.Dev {

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"log/slog"
+	"time"
+
+	"github.com/real-rm/chatbox/providers/files"
+	"github.com/real-rm/chatbox/providers/llm"
+	"github.com/real-rm/chatbox/server/config"
+)
+
+// newVoice makes what hears and speaks.
+func newVoice(s *config.Settings, log *slog.Logger) (*llm.Voice, error) {
+	m, in, out := s.Chatbox.LLM, s.Chatbox.Transcriber, s.Chatbox.Speech
+	return llm.NewVoice(llm.VoiceOptions{
+		Transcriber: llm.TranscriberConfig{
+			VoiceService: llm.VoiceService{
+				Type: voiceType(in.Type), Endpoint: in.Endpoint, APIKey: in.APIKey.Reveal(), Model: in.Model, Headers: revealed(in.Headers),
+				Connect: in.ConnectTimeout, Total: in.TotalTimeout,
+			},
+			MaxBytes: int64(in.MaxBytes), MaxLength: time.Duration(in.MaxSeconds) * time.Second,
+		},
+		Speaker: llm.SpeakerConfig{
+			VoiceService: llm.VoiceService{
+				Type: voiceType(out.Type), Endpoint: out.Endpoint, APIKey: out.APIKey.Reveal(), Model: out.Model, Headers: revealed(out.Headers),
+				Connect: out.ConnectTimeout, Total: out.TotalTimeout,
+			},
+			Enabled: out.Enabled, Voice: out.Voice, Format: out.Format, MaxChars: out.MaxChars,
+		},
+		Providers: providersOf(s), Attempts: m.Attempts, BackoffBase: m.BackoffBase, BackoffCap: m.BackoffCap, Log: log,
+	})
+}
+
+// newIntake makes what takes in the files of answers. Without a store, files that have no public address are lost, which
+// is logged.
+func newIntake(s *config.Settings, store files.Store, log *slog.Logger) (*files.Intake, error) {
+	f := s.Chatbox.AIFiles
+	fetcher, err := files.NewFetcher(files.FetcherOptions{
+		Ports: []uint16{uint16(f.FetchPort)}, Timeout: f.FetchTimeout, MaxBytes: int64(f.FetchBytes),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return files.NewIntake(files.IntakeOptions{Store: store, Fetcher: fetcher, Policy: f.External, MaxBytes: int64(f.MaxBytes), Log: log})
+}
+
+// voiceType is the settings' word for a choice that package llm makes of nothing.
+func voiceType(typ string) string {
+	if typ == "auto" {
+		return ""
+	}
+	return typ
+}
+
+func revealed(headers map[string]config.Secret) map[string]string {
+	out := make(map[string]string, len(headers))
+	for k, v := range headers {
+		out[k] = v.Reveal()
+	}
+	return out
+}
