@@ -32,7 +32,7 @@ type answer struct {
 // answer does what the script says.
 func (a *answer) answer(f format, sc script) {
 	v := f.speak(a)
-	defer func() { v.over(a.outcome()) }()
+	defer v.over()
 	switch {
 	case sc.command == "error":
 		status := sc.count(http.StatusInternalServerError)
@@ -64,7 +64,7 @@ func (a *answer) tooLong(f format, e failure) {
 	a.begin()
 	a.plan.end = "fail"
 	v.fail(e)
-	v.over("error")
+	v.over()
 }
 
 // begin sends the headers of a stream.

@@ -299,4 +299,4 @@ func (v *anthropicVoice) whole(text string) {
 	writeJSON(v.a.w, http.StatusOK, m)
 }
 
-func (v *anthropicVoice) over(string) {}
+func (v *anthropicVoice) over() {}

@@ -104,7 +104,7 @@ func (mute) think(string) {}
 func (mute) say(string)   {}
 func (mute) end()         {}
 func (mute) fail(failure) {}
-func (mute) over(string)  {}
+func (mute) over()        {}
 
 type hearVoice struct {
 	mute

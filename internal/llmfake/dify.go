@@ -304,7 +304,9 @@ func (s *Server) stopRun(w http.ResponseWriter, r *http.Request) {
 	task := r.PathValue("task")
 	s.mu.Lock()
 	run, ok := s.dify.runs[task]
-	ok = ok && run.user == body.User && run.app == f.key(r)
+	if ok = ok && run.user == body.User && run.app == f.key(r); ok {
+		delete(s.dify.runs, task) // what is stopped cannot be stopped again
+	}
 	s.stops = appendBounded(s.stops, Stop{At: time.Now().UTC(), Task: task, User: body.User, Stopped: ok}, maxRequests)
 	s.mu.Unlock()
 	if ok {

@@ -125,6 +125,7 @@ func (v *difyVoice) end() {
 		v.said.WriteString("[removed]")
 		v.send("message_replace", object{"answer": "[removed]", "reason": ""})
 	}
+	v.keep()
 	switch v.run.kind {
 	case appChatflow:
 		v.endFlow(stopped)
@@ -212,6 +213,7 @@ func (v *difyVoice) whole(text string) {
 		text = "[removed]"
 	}
 	v.said.WriteString(text)
+	v.keep()
 	mode := "chat"
 	if v.run.kind == appChatflow {
 		mode = "advanced-chat"
@@ -220,13 +222,9 @@ func (v *difyVoice) whole(text string) {
 		"conversation_id": v.run.conversation, "mode": mode, "answer": text, "metadata": v.metadata(), "created_at": v.a.made})
 }
 
-// over ends the run, and keeps what was said in the conversation.
-func (v *difyVoice) over(outcome string) {
+// keep keeps what was said in the conversation, before the client can know that it is over.
+func (v *difyVoice) keep() {
 	s := v.a.s
-	if v.awaited {
-		defer s.handlers.Done()
-	}
-	v.run.stop(nil)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.dify.runs, v.run.task)
@@ -234,14 +232,23 @@ func (v *difyVoice) over(outcome string) {
 	if !ok {
 		return
 	}
-	switch outcome {
-	case "done", "unheard", "stopped":
-		c.history = append(c.history, Message{"user", v.a.ask.question}, Message{"assistant", v.said.String()})
-	}
+	c.history = append(c.history, Message{"user", v.a.ask.question}, Message{"assistant", v.said.String()})
 	switch v.a.plan.after {
 	case "complete":
 		c.completed = true
 	case "forget":
 		delete(s.dify.conversations, v.run.conversation)
+	}
+}
+
+// over ends the run.
+func (v *difyVoice) over() {
+	s := v.a.s
+	v.run.stop(nil)
+	s.mu.Lock()
+	delete(s.dify.runs, v.run.task)
+	s.mu.Unlock()
+	if v.awaited {
+		s.handlers.Done()
 	}
 }

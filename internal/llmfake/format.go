@@ -41,13 +41,13 @@ type format interface {
 
 // A voice writes one answer.
 type voice interface {
-	open()               // what stands before the first piece
-	think(piece string)  // a piece of reasoning
-	say(piece string)    // a piece of the answer, or of a refusal
-	end()                // the regular end; the bill is complete before it
-	fail(e failure)      // an error inside the stream
-	whole(text string)   // an answer that is not streamed
-	over(outcome string) // the last call, whatever came of it
+	open()              // what stands before the first piece
+	think(piece string) // a piece of reasoning
+	say(piece string)   // a piece of the answer, or of a refusal
+	end()               // the regular end; the bill is complete before it
+	fail(e failure)     // an error inside the stream
+	whole(text string)  // an answer that is not streamed
+	over()              // the last call, whatever came of it
 }
 
 // An ask is what a request of any format comes down to.

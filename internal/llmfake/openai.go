@@ -275,4 +275,4 @@ func (v *chatVoice) whole(text string) {
 	writeJSON(v.a.w, http.StatusOK, body)
 }
 
-func (v *chatVoice) over(string) {}
+func (v *chatVoice) over() {}

@@ -388,4 +388,4 @@ func (v *responsesVoice) whole(text string) {
 	writeJSON(v.a.w, http.StatusOK, v.final(status))
 }
 
-func (v *responsesVoice) over(string) {}
+func (v *responsesVoice) over() {}
