@@ -11,7 +11,8 @@ import (
 // anthropicFormat is Anthropic Messages.
 type anthropicFormat struct{}
 
-func (anthropicFormat) key(r *http.Request) string { return r.Header.Get("X-Api-Key") }
+// key is in a header of its own or, as the official clients send it since API version 2026-10-21, a bearer token.
+func (anthropicFormat) key(r *http.Request) string { return or(r.Header.Get("X-Api-Key"), bearer(r)) }
 
 func (anthropicFormat) wrongKey(key string) failure {
 	message := "invalid x-api-key"
@@ -141,18 +142,14 @@ func (s *Server) countTokens(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, object{"input_tokens": c.ask().prompt()})
 }
 
-// serveAnthropicFile answers GET /v1/files/{file}/content, which is a beta of its own.
+// serveAnthropicFile answers GET /v1/files/{file}/content. The beta header of its beginnings is not asked for any more.
 func (s *Server) serveAnthropicFile(w http.ResponseWriter, r *http.Request) {
-	f := anthropicFormat{}
-	switch {
-	case !strings.Contains(r.Header.Get("Anthropic-Beta"), "files-api-2025-04-14"):
-		f.refuse(w, *invalid("anthropic-beta: the header files-api-2025-04-14 is required"))
-	case !s.file(r.PathValue("file")):
-		f.refuse(w, failure{status: http.StatusNotFound, typ: "not_found_error", message: "File not found: " + r.PathValue("file")})
-	default:
-		w.Header().Set("Content-Type", "image/png")
-		_, _ = w.Write(picture())
+	if !s.file(r.PathValue("file")) {
+		anthropicFormat{}.refuse(w, failure{status: http.StatusNotFound, typ: "not_found_error", message: "File not found: " + r.PathValue("file")})
+		return
 	}
+	w.Header().Set("Content-Type", "image/png")
+	_, _ = w.Write(picture())
 }
 
 // anthropicVoice writes an answer of Messages.

@@ -51,7 +51,7 @@ type anthropicSource struct {
 // readAnthropic reads and checks what messages and count_tokens have in common.
 func readAnthropic(r *http.Request, raw []byte) (*anthropicCall, *failure) {
 	switch v := r.Header.Get("Anthropic-Version"); v {
-	case "2023-06-01", "2023-01-01":
+	case "2023-01-01", "2023-06-01", "2026-10-21": // messages are the same in all of them
 	case "":
 		return nil, invalid("anthropic-version: header is required")
 	default:

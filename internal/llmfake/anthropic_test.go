@@ -196,15 +196,6 @@ func TestAnthropic_countsTokensAndServesFiles(t *testing.T) {
 	b := c.body(c.post("/v1/messages", say(Message{"user", "!file"})))
 	file, _ := at(b, "content", 2, "content", "content", 0, "file_id").(string)
 	require.NotEmpty(t, file)
-	get := func(beta string) int {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, c.url+"/v1/files/"+file+"/content", nil)
-		require.NoError(t, err)
-		req.Header.Set("Anthropic-Beta", beta)
-		res, err := http.DefaultClient.Do(req)
-		require.NoError(t, err)
-		_ = res.Body.Close()
-		return res.StatusCode
-	}
-	require.Equal(t, 200, get("files-api-2025-04-14"))
-	require.Equal(t, 400, get(""))
+	require.Equal(t, 200, c.do(t.Context(), http.MethodGet, "/v1/files/"+file+"/content", "").StatusCode)
+	require.Equal(t, 404, c.do(t.Context(), http.MethodGet, "/v1/files/other/content", "").StatusCode)
 }
