@@ -1,6 +1,7 @@
 // Package oracle holds no code: its tests ask others whether what we wrote is true. clients.test.mjs lets official
 // clients read the scripted server of package llmfake; aimock_test.go lets our adapters ask an emulator of LLM servers
-// that is not ours. scripts/oracle.sh runs both.
+// that is not ours; same_test.go lets them ask the scripted server and compares what they understand in each format.
+// scripts/oracle.sh runs all.
 package oracle
 
 import (
@@ -23,10 +24,10 @@ import (
 
 const key = "sk-oracle-0123456789"
 
-// A tongue is a way in which our adapters and the emulator can talk.
+// A tongue is a way in which our adapters and servers can talk.
 type tongue struct {
 	config llm.Config
-	path   string // of the emulator that must have been asked
+	path   string // that must have been asked; empty: the emulator does not speak it
 	// vague: the emulator says in this format with a word of its own that an answer was cut for its length
 	vague bool
 }
@@ -35,6 +36,7 @@ var tongues = []tongue{
 	{config: llm.Config{ID: "chat", Type: llm.TypeOpenAI}, path: "/v1/chat/completions"},
 	{config: llm.Config{ID: "responses", Type: llm.TypeOpenAI, API: llm.APIResponses}, path: "/v1/responses", vague: true},
 	{config: llm.Config{ID: "anthropic", Type: llm.TypeAnthropic}, path: "/v1/messages"},
+	{config: llm.Config{ID: "dify", Type: llm.TypeDify}},
 }
 
 // spoken is how many of the tongues this version has an adapter for.
@@ -94,6 +96,9 @@ func question(text string) llm.Message { return llm.Message{Role: llm.RoleUser, 
 // What our adapters understand of a server that we did not write is what that server was told to say.
 func TestAdapters_understandAServerThatIsNotOurs(t *testing.T) {
 	for _, tongue := range tongues[:spoken] {
+		if tongue.path == "" {
+			continue
+		}
 		t.Run(tongue.config.ID, func(t *testing.T) {
 			url := startEmulator(t)
 			c := tongue.config
