@@ -67,6 +67,10 @@ web: ## the browser side: install, type check, unit tests, build
 e2e: ## Chromium against the dev launcher
 	@scripts/e2e.sh
 
+.PHONY: oracle
+oracle: ## official LLM clients read the scripted server; our adapters ask a foreign emulator
+	@scripts/oracle.sh
+
 .PHONY: cover
 cover: ## Go tests with coverage; fails below 80 % of statements
 	@scripts/gotest.sh

@@ -186,12 +186,16 @@ func (l *launcher) configure(ctx context.Context, chatbox, redis, mongo, llm str
 	return secret, l.state.write("chatbox.toml", c.toml())
 }
 
-// models puts a real provider, if the environment has a key for one, before the scripted model. The key itself stays
-// in the environment.
+// models are the scripted model in the formats of all types of providers, after a real provider if the environment has
+// a key for one. The key itself stays in the environment.
 func (l *launcher) models(llm string) []model {
-	models := []model{{"scripted", "Scripted", "openai", "http://" + llm + "/v1", scriptedKey, "scripted"}}
+	models := []model{
+		{"scripted", "Scripted", "openai", "http://" + llm + "/v1", scriptedKey, "scripted"},
+		{"scripted-anthropic", "Scripted, as Anthropic", "anthropic", "http://" + llm + "/v1", scriptedKey, "scripted"},
+		{"scripted-dify", "Scripted, as Dify", "dify", "http://" + llm + "/dify/v1", scriptedKey, "scripted"},
+	}
 	if l.getenv("OPENAI_API_KEY") == "" {
-		l.say("model", "scripted (set OPENAI_API_KEY for a real one); say !tokens 50, !slow 200ms, !error 429 or !echo to it")
+		l.say("model", "scripted, as OpenAI, Anthropic and Dify (set OPENAI_API_KEY for a real one); say !tokens 50, !slow 200ms, !error 429 or !echo to it")
 		return models
 	}
 	endpoint, name := l.getenv("OPENAI_BASE_URL"), l.getenv("OPENAI_MODEL")
@@ -201,7 +205,7 @@ func (l *launcher) models(llm string) []model {
 	if name == "" {
 		name = "gpt-4o-mini"
 	}
-	l.say("model", "%s at %s, and the scripted one", name, endpoint)
+	l.say("model", "%s at %s, and the scripted ones", name, endpoint)
 	return append([]model{{"openai", name, "openai", endpoint, "env:OPENAI_API_KEY", name}}, models...)
 }
 

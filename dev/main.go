@@ -105,7 +105,7 @@ func help(out io.Writer, flags *flag.FlagSet) {
   go run -C dev . [flags]
 
 Nothing but Go is needed; a redis-server on PATH is used when there is one. With OPENAI_API_KEY set (and OPENAI_MODEL,
-OPENAI_BASE_URL if wanted) the real model answers, and the scripted one can be chosen in the page. The first start takes
+OPENAI_BASE_URL if wanted) the real model answers, and the scripted ones can be chosen in the page. The first start takes
 about two minutes, because it compiles the parts.
 
 `)

@@ -118,8 +118,13 @@ func TestModels_withAKeyInTheEnvironment_theRealOneIsTheDefault_andTheKeyIsNotWr
 		return ""
 	}}
 	models := l.models("127.0.0.1:1")
-	if len(models) != 2 || models[0].id != "openai" || models[1].id != "scripted" {
+	if len(models) != 4 || models[0].id != "openai" || models[1].id != "scripted" {
 		t.Fatalf("models %v", models)
+	}
+	for i, kind := range []string{"openai", "anthropic", "dify"} {
+		if models[i+1].kind != kind {
+			t.Errorf("scripted model %d is %v", i+1, models[i+1])
+		}
 	}
 	if text := string(settings{models: models}.toml()); strings.Contains(text+out.String(), "sk-very-secret") {
 		t.Error("the key is written down")

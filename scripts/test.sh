@@ -17,6 +17,9 @@ fi
 step 'go vet' make vet
 step 'lint' make lint
 step 'build' make build
+if command -v npm >/dev/null; then
+  step 'oracle: official SDKs and a foreign emulator' scripts/oracle.sh
+fi
 step 'dev launcher' go test -C dev -race -count=1 -timeout 20m ./...
 if command -v npm >/dev/null && command -v chromium >/dev/null; then
   step 'Chromium against the dev launcher' scripts/e2e.sh

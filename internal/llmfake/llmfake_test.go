@@ -260,16 +260,17 @@ func TestBadRequests_areRefusedLikeByTheRealServer(t *testing.T) {
 	c := newClient(t, Options{})
 	for body, status := range map[string]int{
 		"{": 400,
-		`{"messages":[{"role":"user","content":"a"}]}`:                                                             400,
-		`{"model":"a","messages":[]}`:                                                                              400,
-		`{"model":"a","messages":[{"role":"robot","content":"a"}]}`:                                                400,
-		`{"model":"a","stream_options":{"include_usage":true},"messages":[{"role":"user","content":"a"}]}`:         400,
-		`{"model":"a","max_tokens":1,"max_completion_tokens":1,"messages":[{"role":"user","content":"a"}]}`:        400,
-		`{"model":"a","messages":[{"role":"user","content":7}]}`:                                                   400,
-		`{"model":"a","messages":[{"role":"user","content":"` + strings.Repeat("a", maxBody) + `"}]}`:              413,
-		`{"model":"a","messages":[{"role":"user","content":[{"type":"text","text":"!tokens 1"},{"type":"x"}]}]}`:   200,
-		`{"model":"a","messages":[{"role":"user","content":"!tokens 9"},{"role":"assistant","content":null}]}`:     200,
-		`{"model":"a","max_completion_tokens":2,"messages":[{"role":"user","content":"!tokens 9"}],"unknown":[1]}`: 200,
+		`{"messages":[{"role":"user","content":"a"}]}`:                                                                                                              400,
+		`{"model":"a","messages":[]}`:                                                                                                                               400,
+		`{"model":"a","messages":[{"role":"robot","content":"a"}]}`:                                                                                                 400,
+		`{"model":"a","stream_options":{"include_usage":true},"messages":[{"role":"user","content":"a"}]}`:                                                          400,
+		`{"model":"a","max_tokens":1,"max_completion_tokens":1,"messages":[{"role":"user","content":"a"}]}`:                                                         400,
+		`{"model":"a","messages":[{"role":"user","content":7}]}`:                                                                                                    400,
+		`{"model":"a","messages":[{"role":"user","content":"` + strings.Repeat("a", maxBody) + `"}]}`:                                                               413,
+		`{"model":"a","messages":[{"role":"user","content":[{"type":"text","text":"!tokens 1"},{"type":"x"}]}]}`:                                                    400,
+		`{"model":"a","messages":[{"role":"user","content":[{"type":"text","text":"!tokens 1"},{"type":"image_url","image_url":{"url":"https://x.test/a.png"}}]}]}`: 200,
+		`{"model":"a","messages":[{"role":"user","content":"!tokens 9"},{"role":"assistant","content":null}]}`:                                                      200,
+		`{"model":"a","max_completion_tokens":2,"messages":[{"role":"user","content":"!tokens 9"}],"unknown":[1]}`:                                                  200,
 	} {
 		require.Equal(t, status, c.do(t.Context(), http.MethodPost, "/v1/chat/completions", body).StatusCode, "%.80s", body)
 	}
@@ -312,7 +313,7 @@ func TestBill_ofACancelledAnswer_isWhatWasSent(t *testing.T) {
 	cancel()
 	_ = res.Body.Close()
 	require.Eventually(t, func() bool { return c.s.Bill().Running == 0 }, timeLimit, time.Millisecond)
-	want := Line{RequestID: "req_000001", Model: "fake-1", User: "u-1", Status: 200, Outcome: "cancelled", Prompt: 11, Completion: 7, Total: 18}
+	want := Line{RequestID: "req_000001", Format: formatChat, Model: "fake-1", User: "u-1", Status: 200, Outcome: "cancelled", Prompt: 11, Completion: 7, Total: 18}
 	require.Equal(t, []Line{want}, c.s.Bill().Lines)
 }
 

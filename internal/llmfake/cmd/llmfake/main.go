@@ -32,8 +32,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("llmfake", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	addr := flags.String("addr", "127.0.0.1:8090", "address to listen on")
-	key := flags.String("key", "", "bearer token that requests must carry; empty: none")
+	key := flags.String("key", "", "key that requests must carry; empty: none")
 	delay := flags.Duration("delay", 15*time.Millisecond, "time between two tokens")
+	contextTokens := flags.Int64("context", 0, "what a prompt and its answer may cost, in tokens; 0: anything")
+	cacheTokens := flags.Int64("cache", 0, "the shortest prompt that is cached, in tokens; 0: 1024")
+	maxBody := flags.Int64("max-body", 0, "size limit of a request in bytes; 0: 32 MiB")
 	verbose := flags.Bool("v", false, "log requests, without contents")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -51,8 +54,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	serving, cancel := context.WithCancel(context.WithoutCancel(ctx)) // ends stalled answers on shutdown
 	defer cancel()
+	fake := llmfake.New(llmfake.Options{Key: *key, Delay: *delay, ContextTokens: *contextTokens, CacheTokens: *cacheTokens, MaxBody: *maxBody, Log: log})
 	srv := &http.Server{
-		Handler:           llmfake.New(llmfake.Options{Key: *key, Delay: *delay, Log: log}),
+		Handler:           fake,
 		ReadHeaderTimeout: 10 * time.Second,
 		BaseContext:       func(net.Listener) context.Context { return serving },
 	}
@@ -68,6 +72,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	case <-ctx.Done():
 	}
 	cancel()
+	fake.Close()
 	end, done := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer done()
 	if err := srv.Shutdown(end); err != nil {
