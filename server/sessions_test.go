@@ -46,7 +46,7 @@ func (r *replica) old(t *testing.T, user, sid, name string) {
 	t.Helper()
 	doc, _ := sealed(t, r.ring, sessionstore.Session{
 		ID: sid, UserID: user, Name: name, ModelID: "gpt", Start: start, End: start.Add(90 * time.Second), LastActivity: start.Add(time.Minute),
-		Messages: 4, Tokens: 99, AdminAssisted: true,
+		Messages: 4, Spent: sessionstore.Spent{Tokens: 99}, AdminAssisted: true,
 	})
 	r.archive.docs = append(r.archive.docs, doc)
 }

@@ -48,6 +48,7 @@ type fake struct {
 	reviveErr error
 	quota     int // messages left, < 0: no limit
 	returned  int
+	broke     bool // no tokens left
 	appendErr error
 	sessErr   error
 	archErr   error
@@ -101,6 +102,12 @@ func (f *fake) Take(context.Context, string) (time.Duration, bool) {
 	return 0, true
 }
 func (f *fake) Return(string) { f.returned++ }
+func (f *fake) CheckBudget(context.Context, string) error {
+	if f.broke {
+		return &sessionstore.BudgetError{Wait: time.Hour}
+	}
+	return nil
+}
 func (f *fake) Stop(_ context.Context, _, target string) error {
 	f.stops = append(f.stops, target)
 	return nil

@@ -163,7 +163,7 @@ func kindOf(t *testing.T, f field) string {
 func comments(t *testing.T) map[string]map[string]string {
 	t.Helper()
 	out := map[string]map[string]string{}
-	for _, name := range []string{"settings.go", "settings_shared.go"} {
+	for _, name := range []string{"settings.go", "settings_budget.go", "settings_shared.go"} {
 		parsed, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ParseComments)
 		require.NoError(t, err)
 		for _, d := range parsed.Decls {

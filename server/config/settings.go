@@ -70,6 +70,8 @@ type Chatbox struct {
 	WebSocket WebSocket `toml:"websocket"`
 	// Language models.
 	LLM LLM `toml:"llm"`
+	// What users can cost.
+	Budget Budget `toml:"budget"`
 }
 
 // WebSocket holds the details of the sockets.

@@ -24,6 +24,7 @@ func (l *loader) validate(s *Settings) {
 	l.auth(s)
 	l.origins(s)
 	l.providers(&s.Chatbox.LLM)
+	l.budget(s.Chatbox.Budget)
 	l.secrets(s)
 	l.shared(s)
 	if s.Dev {
