@@ -27,7 +27,10 @@ type replica struct {
 }
 
 func newReplica(t require.TestingT, f *fakeStore, models Models, change func(*Options)) *replica {
-	o := Options{Store: f, History: f, Models: models, Lease: 300 * time.Millisecond}
+	o := Options{Models: models, Lease: 300 * time.Millisecond}
+	if f != nil {
+		o.Store, o.History = f, f
+	}
 	if change != nil {
 		change(&o)
 	}

@@ -205,7 +205,7 @@ func (a *answer) failure(err error, meta map[string]string) {
 	switch {
 	case a.g.Text != "":
 		meta[sessionstore.MetaInterrupted] = failedWord
-	case used == nil && (down != nil || err == nil):
+	case down != nil || err == nil:
 		meta[sessionstore.MetaHelp] = "offered"
 	}
 }

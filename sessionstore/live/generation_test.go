@@ -185,6 +185,14 @@ func TestBook_twiceCountsOnce(t *testing.T) {
 	calls, err := s.client.HGet(ctx, p.session(sid).gen(), "calls").Int()
 	require.NoError(t, err)
 	assert.Equal(t, 1, calls)
+
+	late := g
+	late.Calls = 0 // a delayed repetition of the first booking, after the second
+	require.NoError(t, s.Book(ctx, &g, sessionstore.Call{ModelID: "other", Prompt: 9}))
+	require.NoError(t, s.Book(ctx, &late, sessionstore.Call{ModelID: "m", Prompt: 1}))
+	gen, err := s.client.HGetAll(ctx, p.session(sid).gen()).Result()
+	require.NoError(t, err)
+	assert.Equal(t, []string{"2", "other", "9", "1"}, []string{gen["calls"], gen["model"], gen["pe"], gen["sn"]})
 }
 
 func TestStop_reachesTheProducer(t *testing.T) {
