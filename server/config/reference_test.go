@@ -7,6 +7,7 @@ import (
 	"go/parser"
 	"go/token"
 	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -163,7 +164,9 @@ func kindOf(t *testing.T, f field) string {
 func comments(t *testing.T) map[string]map[string]string {
 	t.Helper()
 	out := map[string]map[string]string{}
-	for _, name := range []string{"settings.go", "settings_budget.go", "settings_shared.go"} {
+	names, err := filepath.Glob("settings*.go")
+	require.NoError(t, err)
+	for _, name := range names {
 		parsed, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ParseComments)
 		require.NoError(t, err)
 		for _, d := range parsed.Decls {

@@ -21,10 +21,10 @@ func (l *loader) validate(s *Settings) {
 	l.required(s)
 	l.numbers(s)
 	l.durations(s)
+	l.budget(s.Chatbox.Budget)
 	l.auth(s)
 	l.origins(s)
 	l.providers(&s.Chatbox.LLM)
-	l.budget(s.Chatbox.Budget)
 	l.secrets(s)
 	l.shared(s)
 	if s.Dev {

@@ -11,7 +11,7 @@ import (
 	"github.com/real-rm/chatbox/sessionstore"
 )
 
-// Files keeps the files that models make.
+// Files keeps the files that models make. It may be called concurrently.
 type Files interface {
 	// Take stores the file and returns its id, or, where policy is not to fetch it, an https address to pass on as a link.
 	Take(ctx context.Context, sessionID string, f llm.File) (fileID, link string, err error)

@@ -198,16 +198,14 @@ func TestTurn_closesTheProvidersConnectionWithinATenthOfASecond(t *testing.T) {
 type keeper struct {
 	wait time.Duration
 	fail bool
-	got  []string
 }
 
-func (k *keeper) Take(ctx context.Context, sessionID string, f llm.File) (fileID, link string, err error) {
+func (k *keeper) Take(ctx context.Context, _ string, f llm.File) (fileID, link string, err error) {
 	select {
 	case <-time.After(k.wait):
 	case <-ctx.Done():
 		return "", "", ctx.Err()
 	}
-	k.got = append(k.got, sessionID+" "+f.Name)
 	switch {
 	case k.fail:
 		return "", "", errors.New("no room")
