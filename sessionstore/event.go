@@ -55,7 +55,7 @@ const (
 	MetaRetryAfter  = "retry_after" // of a failed answer: milliseconds after which another try may work
 	MetaAnsweredBy  = "answered_by" // name of the model that answered in place of the chosen one
 	MetaFileIDs     = "file_ids"    // space-separated ids of the files that came with the message
-	MetaLinks       = "links"       // of an answer: space-separated https addresses of files that the model has made
+	MetaLinks       = "links"       // of an answer: JSON list of {"name","url"} of files that the model has made and nobody has stored
 	MetaFilesLost   = "files_lost"  // of an answer: "[file NAME]", one a line, of files that could not be kept
 	MetaReason      = "reason"      // of session_ended: explicit, expired, replaced; of admin_leave: left, lapsed
 	MetaNext        = "next"        // of session_ended: the session that follows

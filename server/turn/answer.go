@@ -104,7 +104,7 @@ func (a *answer) context(ctx context.Context, upTo int64) ([]sessionstore.Event,
 
 // own drops what is not of the session: no mistake elsewhere may show a user's words to another user's model.
 func own(events []sessionstore.Event, sessionID string) []sessionstore.Event {
-	return slices.DeleteFunc(events, func(ev sessionstore.Event) bool { return ev.SessionID != "" && ev.SessionID != sessionID })
+	return slices.DeleteFunc(events, func(ev sessionstore.Event) bool { return ev.SessionID != sessionID })
 }
 
 const (

@@ -2,6 +2,7 @@ package turn
 
 import (
 	"context"
+	"encoding/json"
 	"net/url"
 	"strings"
 	"sync"
@@ -85,25 +86,34 @@ func (t *taking) any() bool {
 	return len(t.got) > 0
 }
 
+// link is a file that stays where it is.
+type link struct {
+	Name string `json:"name,omitempty"`
+	URL  string `json:"url"`
+}
+
 // describe adds the files to the final event's metadata, and returns how many were lost.
 func (t *taking) describe(meta map[string]string) (lost int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var ids, links, notes []string
+	var ids, notes []string
+	var links []link
 	for _, f := range t.got {
 		switch {
 		case f.id != "":
 			ids = append(ids, f.id)
 		case f.link != "":
-			links = append(links, f.link)
+			links = append(links, link{Name: plain(f.name), URL: f.link})
 		default:
 			notes = append(notes, fileNote(f.name))
 		}
 	}
-	for key, list := range map[string][]string{sessionstore.MetaFileIDs: ids, sessionstore.MetaLinks: links} {
-		if len(list) > 0 {
-			meta[key] = strings.Join(list, " ")
-		}
+	if len(ids) > 0 {
+		meta[sessionstore.MetaFileIDs] = strings.Join(ids, " ")
+	}
+	if len(links) > 0 {
+		b, _ := json.Marshal(links) // strings only: cannot fail
+		meta[sessionstore.MetaLinks] = string(b)
 	}
 	if len(notes) > 0 {
 		meta[sessionstore.MetaFilesLost] = strings.Join(notes, "\n")

@@ -90,7 +90,7 @@ func TestBooks_balanceInRedis(t *testing.T) {
 	var downs sync.WaitGroup
 	defer downs.Wait()
 	b := &bookCase{t: t, w: w, downs: &downs, store: func(replica string) *live.Store {
-		s, err := live.New(live.Options{Client: client, Keyring: ring, Replica: replica, GenLease: 200 * time.Millisecond,
+		s, err := live.New(live.Options{Client: client, Keyring: ring, Replica: replica, GenLease: 2 * time.Second,
 			EstimateTokens: llm.EstimateTokens})
 		require.NoError(t, err)
 		return s
@@ -143,7 +143,7 @@ func (b *bookCase) run(n int, random *rand.Rand) {
 	start := func() {
 		started++
 		at = &mortal{Store: b.store(fmt.Sprint("r", started))}
-		r = newReplica(b.t, nil, b.w.models, func(o *Options) { o.Store, o.History, o.Lease = at, at, 200*time.Millisecond })
+		r = newReplica(b.t, nil, b.w.models, func(o *Options) { o.Store, o.History, o.Lease = at, at, 2*time.Second })
 		r.Start(sid)
 	}
 	leave := func() {

@@ -225,11 +225,11 @@ func TestTurn_keepsTheFilesOfAnAnswer(t *testing.T) {
 		text  string
 		want  map[string]string
 	}{
-		"kept":      {&keeper{wait: 10 * time.Second}, "look", map[string]string{"file_ids": "id-a.png", "links": "https://files.example/b?sig=1", "files_lost": "[file d.png]"}},
-		"no keeper": {nil, "look", map[string]string{"links": "https://files.example/b?sig=1", "files_lost": "[file a.png]\n[file d.png]"}},
+		"kept":      {&keeper{wait: 10 * time.Second}, "look", map[string]string{"file_ids": "id-a.png", "links": `[{"name":"b c.png","url":"https://files.example/b?sig=1"}]`, "files_lost": "[file d.png]"}},
+		"no keeper": {nil, "look", map[string]string{"links": `[{"name":"b c.png","url":"https://files.example/b?sig=1"}]`, "files_lost": "[file a.png]\n[file d.png]"}},
 		"refused":   {&keeper{fail: true}, "look", map[string]string{"files_lost": "[file a.png]\n[file b c.png]\n[file d.png]"}},
 		"too slow":  {&keeper{wait: time.Hour}, "look", map[string]string{"files_lost": "[file a.png]\n[file b c.png]\n[file d.png]"}},
-		"no text":   {&keeper{}, "", map[string]string{"file_ids": "id-a.png", "links": "https://files.example/b?sig=1", "files_lost": "[file d.png]"}},
+		"no text":   {&keeper{}, "", map[string]string{"file_ids": "id-a.png", "links": `[{"name":"b c.png","url":"https://files.example/b?sig=1"}]`, "files_lost": "[file d.png]"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

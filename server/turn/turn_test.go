@@ -43,6 +43,7 @@ type fakeStore struct {
 	onChunk   func(n int)
 	next      int
 	model     string // of the session
+	id        string // of the session; default sid
 
 	budget  int64              // of a day; 0: none
 	spent   int64              // by finals
@@ -241,7 +242,21 @@ func (f *fakeStore) Unsubscribe(string)                      {}
 func (f *fakeStore) Context(context.Context, string, int64) ([]sessionstore.Event, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return append([]sessionstore.Event(nil), f.events...), nil
+	events := append([]sessionstore.Event(nil), f.events...)
+	for i := range events { // those that tests have put there
+		if events[i].SessionID == "" {
+			events[i].SessionID = f.sid()
+		}
+	}
+	return events, nil
+}
+
+// sid is the session whose store it is.
+func (f *fakeStore) sid() string {
+	if f.id == "" {
+		return sid
+	}
+	return f.id
 }
 
 func (f *fakeStore) Message(_ context.Context, _ string, sender sessionstore.Sender, id string) (sessionstore.Event, bool, error) {
