@@ -356,7 +356,8 @@ func TestBooks_balanceWhateverHappens(t *testing.T) {
 				killed := slices.ContainsFunc(events, func(e happening) bool { return e.what == "kill" })
 				if models.lost == 0 && !killed {
 					assert.False(rt, sum.Estimated)
-					assert.Equal(rt, models.bill, llm.Usage{In: sum.TokensIn, Out: sum.TokensOut, Total: sum.Tokens, Cached: sum.TokensCached})
+					said := llm.Usage{In: sum.TokensIn, Out: sum.TokensOut, Total: sum.Tokens, Cached: sum.TokensCached}
+					assert.Equal(rt, models.bill, said)
 				}
 			})
 			if rt.Failed() {

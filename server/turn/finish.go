@@ -141,7 +141,7 @@ func (a *answer) finish(ctx context.Context, result llm.Result, err error) (agai
 	if lost := a.files.describe(meta); lost > 0 {
 		log.Warn("files of an answer were not kept", "files", lost)
 	}
-	if by != a.g.ModelID {
+	if by != a.g.ModelID && (a.g.Text != "" || a.files.any()) {
 		meta[sessionstore.MetaAnsweredBy] = a.nameOf(by)
 	}
 	ev := sessionstore.Event{
@@ -178,10 +178,10 @@ func (a *answer) finish(ctx context.Context, result llm.Result, err error) (agai
 // answeredBy is the model that the answer is by, which may be another than the one that was chosen.
 func (a *answer) answeredBy(result llm.Result) string {
 	switch {
-	case a.asked != "": // it may have died before it said who it is
-		return a.asked
 	case result.Model != "":
 		return result.Model
+	case a.asked != "":
+		return a.asked
 	default:
 		return a.g.ModelID
 	}

@@ -71,6 +71,9 @@ func TestTurn_tellsWhatItTries(t *testing.T) {
 	}
 }
 
+// errOther is the failure of a model that was asked in place of the chosen one.
+var errOther = &llm.Error{Kind: llm.KindServer, Provider: "other"}
+
 // Feature: chat-application-websocket, Property 29 (Promise 29): a failure says what can be done about it. After the
 // first words the partial is kept and can be continued; before them a person is offered.
 func TestTurn_saysWhatCanBeDoneAboutAFailure(t *testing.T) {
@@ -81,10 +84,12 @@ func TestTurn_saysWhatCanBeDoneAboutAFailure(t *testing.T) {
 	}{
 		"nobody can be had": {"", &llm.Error{Kind: llm.KindOverloaded, RetryAfter: 7 * time.Second},
 			map[string]string{"failed": "LLM_UNAVAILABLE", "help": "offered", "retry_after": "7000"}},
-		"broken off":      {"half", &llm.Error{Kind: llm.KindTruncated}, map[string]string{"failed": "LLM_UNAVAILABLE", "interrupted": "failed"}},
-		"nothing said":    {"", nil, map[string]string{"failed": "LLM_UNAVAILABLE", "help": "offered"}},
-		"our own mistake": {"", errors.New("a defect"), map[string]string{"failed": "LLM_UNAVAILABLE"}},
-		"a whole answer":  {"text", nil, map[string]string{}},
+		"broken off":              {"half", &llm.Error{Kind: llm.KindTruncated}, map[string]string{"failed": "LLM_UNAVAILABLE", "interrupted": "failed"}},
+		"broken off by another":   {"half", errOther, map[string]string{"failed": "LLM_UNAVAILABLE", "interrupted": "failed", "answered_by": "other"}},
+		"nothing said by another": {"", errOther, map[string]string{"failed": "LLM_UNAVAILABLE", "help": "offered"}},
+		"nothing said":            {"", nil, map[string]string{"failed": "LLM_UNAVAILABLE", "help": "offered"}},
+		"our own mistake":         {"", errors.New("a defect"), map[string]string{"failed": "LLM_UNAVAILABLE"}},
+		"a whole answer":          {"text", nil, map[string]string{}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -95,6 +100,9 @@ func TestTurn_saysWhatCanBeDoneAboutAFailure(t *testing.T) {
 						if err := emit(llm.Delta{Text: c.text}); err != nil {
 							return llm.Result{}, err
 						}
+					}
+					if errors.Is(c.err, errOther) {
+						return llm.Result{Model: "other"}, c.err
 					}
 					return llm.Result{Finish: llm.FinishStop}, c.err
 				}})
