@@ -13,7 +13,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/real-rm/chatbox/internal/llmfake"
 	"github.com/real-rm/chatbox/internal/rig/rigtest"
 	"github.com/real-rm/chatbox/providers/llm"
 	"github.com/real-rm/chatbox/sessionstore"
@@ -164,7 +163,7 @@ func (b *bookCase) run(n int, random *rand.Rand) {
 		return false
 	}
 	start()
-	eventually(b.t, "a request", func() bool { return len(b.bill(sid)) > 0 || over() })
+	eventually(b.t, "a request", func() bool { return b.w.bill(sid).requests > 0 || over() })
 	ends := 1
 	switch what {
 	case "":
@@ -196,24 +195,9 @@ func (b *bookCase) run(n int, random *rand.Rand) {
 	eventually(b.t, command+", "+what, over)
 	leave()
 	eventually(b.t, "the provider", func() bool {
-		for _, l := range b.bill(sid) {
-			if l.Outcome == "running" {
-				return false
-			}
-		}
-		return r.Running() == 0
+		return b.w.bill(sid).running == 0 && r.Running() == 0
 	})
 	b.check(store, sid, command+", "+what, ends)
-}
-
-// bill is what the provider got of a session.
-func (b *bookCase) bill(sid string) (out []llmfake.Line) {
-	for _, l := range b.w.fake.Bill().Lines {
-		if l.User == sid {
-			out = append(out, l)
-		}
-	}
-	return out
 }
 
 // check compares the session's books, the answers' and the bill.
@@ -235,18 +219,14 @@ func (b *bookCase) check(store *live.Store, sid, what string, ends int) {
 		kept.Estimated = false
 		assert.Equal(b.t, kept, ses.Spent, what)
 	}
-	bill := b.bill(sid)
+	bill := b.w.bill(sid)
 	// What is told to end between its booking and its request never leaves.
-	assert.GreaterOrEqual(b.t, ses.Calls, len(bill), what)
-	assert.LessOrEqual(b.t, ses.Calls, len(bill)+ends, what)
-	var prompt, said int64
-	for _, l := range bill {
-		prompt, said = prompt+l.Prompt, said+l.Completion
-	}
+	assert.GreaterOrEqual(b.t, ses.Calls, bill.requests, what)
+	assert.LessOrEqual(b.t, ses.Calls, bill.requests+ends, what)
 	if !sum.Estimated && answers == 1 {
-		assert.Equal(b.t, []int64{prompt, said}, []int64{ses.TokensIn, ses.TokensOut}, what)
+		assert.Equal(b.t, []int64{bill.prompt, bill.said}, []int64{ses.TokensIn, ses.TokensOut}, what)
 	}
-	if prompt > 0 && len(bill) > 0 {
+	if bill.prompt > 0 {
 		assert.Positive(b.t, ses.Tokens, what)
 	}
 }

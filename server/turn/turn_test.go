@@ -83,7 +83,7 @@ func (f *fakeStore) Acquire(context.Context, string) (sessionstore.Generation, e
 	spent.Calls = f.calls
 	return sessionstore.Generation{
 		Spent: spent, Conversations: f.talks, ModelID: f.model,
-		SessionID: sid, AnswerID: "answer-" + f.owed[0], Token: f.token, Attempt: f.attempt, Chunk: f.chunk, Text: f.text,
+		SessionID: f.sid(), AnswerID: "answer-" + f.owed[0], Token: f.token, Attempt: f.attempt, Chunk: f.chunk, Text: f.text,
 		Questions: append([]string(nil), f.together()...), UpTo: int64(len(f.events)), Takeovers: f.takeovers,
 	}, nil
 }
