@@ -57,6 +57,7 @@ func build(s *config.Settings, log *slog.Logger) (*parts, error) {
 		Client: p.redis, Keyring: keyring, Replica: p.replica, Prefix: s.Redis.Prefix, Sharded: isCluster(s.Redis.URL.Reveal()),
 		Window: s.Chatbox.ReconnectTimeout, Presence: s.Cluster.PresenceLease, GenLease: s.Cluster.GenerationLease, AskDelay: s.Cluster.AskDelay,
 		DocEvery: s.Cluster.DocEvery, KeeperLease: s.Cluster.KeeperLease, ReplicaLease: s.Cluster.ReplicaLease, SweepEvery: s.Cluster.SweepEvery,
+		TokensPerDay: int64(s.Chatbox.Budget.TokensPerDay), EstimateTokens: llm.EstimateTokens,
 		Wait: s.Redis.WaitReplicas, WaitTimeout: s.Redis.WaitTimeout, Log: component("live"),
 	}); err != nil {
 		return nil, err
@@ -89,13 +90,13 @@ func build(s *config.Settings, log *slog.Logger) (*parts, error) {
 		return nil, err
 	}
 	if p.turns, err = turn.New(turn.Options{
-		Store: p.live, History: history, Models: p.models, Authored: p.wrote, SystemPrompt: s.Chatbox.LLM.SystemPrompt, Lease: s.Cluster.GenerationLease,
+		Store: p.live, History: history, Models: p.models, Catalog: p.models, Authored: p.wrote, SystemPrompt: s.Chatbox.LLM.SystemPrompt, Lease: s.Cluster.GenerationLease,
 		Log: component("turn"),
 	}); err != nil {
 		return nil, err
 	}
 	talk, err := chat.New(chat.Options{
-		Store: p.live, Archive: p.archive, History: history, Revival: p.revival, Turns: p.turns, Models: p.models, Quota: p.quota, Log: component("chat"),
+		Store: p.live, Archive: p.archive, History: history, Revival: p.revival, Turns: p.turns, Models: p.models, Quota: p.quota, Budget: p.live, Log: component("chat"),
 	})
 	if err != nil {
 		return nil, err

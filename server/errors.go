@@ -40,6 +40,7 @@ var outcomes = []outcome{
 	{err: errMoved, code: protocol.CodeStoreUnavailable, status: http.StatusServiceUnavailable, message: "The session goes on elsewhere. Connect again.", recoverable: true, retryAfter: time.Second, close: hub.CodeResync},
 	{err: errDraining, code: protocol.CodeConnectionLimit, status: http.StatusServiceUnavailable, message: "This server is going away. Try again.", recoverable: true, retryAfter: time.Second, close: hub.CodeDrain},
 	{err: errRateLimited, code: protocol.CodeRateLimited, status: http.StatusTooManyRequests, message: "Too many messages. Wait a moment.", recoverable: true, retryAfter: time.Second},
+	{err: sessionstore.ErrBudget, code: protocol.CodeBudgetExceeded, status: http.StatusTooManyRequests, message: "You have asked all that you may ask today.", recoverable: true, retryAfter: time.Hour},
 	{err: errBadRequest, code: protocol.CodeBadFrame, status: http.StatusBadRequest, message: "The request is not well-formed."},
 	{err: errNoUpgrade, code: protocol.CodeBadFrame, status: http.StatusUpgradeRequired, message: "This address speaks WebSocket."},
 	{err: archive.ErrCursor, code: protocol.CodeBadFrame, status: http.StatusBadRequest, message: "The cursor is not one of ours."},
@@ -93,6 +94,10 @@ func explain(err error) (outcome, *protocol.Error) {
 			found = o
 			break
 		}
+	}
+	var used *sessionstore.BudgetError
+	if found.code == protocol.CodeBudgetExceeded && errors.As(err, &used) {
+		found.retryAfter = used.Wait
 	}
 	return found, &protocol.Error{Code: found.code, Message: found.message, Recoverable: found.recoverable, RetryAfter: found.retryAfter}
 }

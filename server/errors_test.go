@@ -57,6 +57,7 @@ var meanings = map[string]meaning{
 	"ended":              {sessionstore.ErrEnded, 409, "SESSION_ENDED", false, 0, 4410, false},
 	"not in redis":       {sessionstore.ErrNotFound, 503, "STORE_UNAVAILABLE", true, time.Second, 4001, false},
 	"redis is full":      {sessionstore.ErrFull, 503, "STORAGE_FULL", true, 5 * time.Second, 0, true},
+	"no tokens left":     {&sessionstore.BudgetError{Wait: 3 * time.Hour}, 429, "BUDGET_EXCEEDED", true, 3 * time.Hour, 0, false},
 	"crowded":            {errCrowded, 503, "STORAGE_FULL", true, 5 * time.Second, 0, false},
 	"redis is away":      {sessionstore.ErrAway, 503, "STORE_UNAVAILABLE", true, time.Second, 0, true},
 	"mongodb is away":    {sessionstore.ErrArchive, 503, "STORE_UNAVAILABLE", true, 2 * time.Second, 0, true},

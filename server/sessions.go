@@ -36,13 +36,18 @@ type sessionItem struct {
 	AdminAssisted bool       `json:"admin_assisted"`
 	HelpRequested bool       `json:"help_requested"`
 	TotalTokens   int64      `json:"total_tokens"`
+	TokensIn      int64      `json:"total_tokens_in"`
+	TokensOut     int64      `json:"total_tokens_out"`
+	TokensCached  int64      `json:"total_tokens_cached"` // a part of those in
+	Calls         int        `json:"total_calls"`         // of providers
 	Active        bool       `json:"active"`
 }
 
 func item(s sessionstore.Session) sessionItem {
 	it := sessionItem{
 		ID: s.ID, Name: s.Name, ModelID: s.ModelID, StartTime: s.Start.UTC(), LastActivity: s.LastActivity.UTC(), MessageCount: s.Messages,
-		AdminAssisted: s.AdminAssisted, HelpRequested: s.HelpRequested, TotalTokens: s.Tokens, Active: s.Active,
+		AdminAssisted: s.AdminAssisted, HelpRequested: s.HelpRequested, TotalTokens: s.Tokens, TokensIn: s.TokensIn, TokensOut: s.TokensOut,
+		TokensCached: s.TokensCached, Calls: s.Calls, Active: s.Active,
 	}
 	if !s.End.IsZero() && !s.Active {
 		end := s.End.UTC()

@@ -47,7 +47,7 @@ func (r *replica) old(t *testing.T, user, sid, name string) {
 	t.Helper()
 	doc, _ := sealed(t, r.ring, sessionstore.Session{
 		ID: sid, UserID: user, Name: name, ModelID: "gpt", Start: start, End: start.Add(90 * time.Second), LastActivity: start.Add(time.Minute),
-		Messages: 4, Tokens: 99, AdminAssisted: true,
+		Messages: 4, Spent: sessionstore.Spent{Tokens: 99, TokensIn: 90, TokensOut: 9, TokensCached: 40, Calls: 3}, AdminAssisted: true,
 	})
 	r.archive.docs = append(r.archive.docs, doc)
 }
@@ -84,6 +84,7 @@ func TestList_mergesTheActiveSessionWithTheStoredOnes(t *testing.T) {
 	assert.Equal(t, sessionItem{
 		ID: "p01-old1", Name: "First <question>", ModelID: "gpt", StartTime: start, EndTime: &end, Duration: 90, // Promise 18
 		LastActivity: start.Add(time.Minute), MessageCount: 4, AdminAssisted: true, TotalTokens: 99,
+		TokensIn: 90, TokensOut: 9, TokensCached: 40, Calls: 3,
 	}, got.Items[1])
 	assert.Empty(t, got.Items[2].Name)
 }

@@ -59,7 +59,7 @@ func (s *Server) socket(c echo.Context) error {
 		s.addrs.leave(addr)
 		return err
 	}
-	p := &peer{server: s, sessionID: opened.Session.ID, userID: id.UserID, userName: id.Name, connID: connID, addr: addr}
+	p := &peer{server: s, sessionID: opened.Session.ID, userID: id.UserID, admin: id.IsAdmin(), userName: id.Name, connID: connID, addr: addr}
 	if opened.Sockets > s.opts.PerUser {
 		s.leave(p)
 		return errTooMany
@@ -174,6 +174,7 @@ type peer struct {
 	server    *Server
 	sessionID string
 	userID    string
+	admin     bool
 	userName  string
 	connID    string
 	addr      string
@@ -246,9 +247,9 @@ func (p *peer) handle(ctx context.Context, c *hub.Client, f protocol.Frame) erro
 		if !p.passTyping(f.Active, time.Now()) {
 			return nil
 		}
-		return p.server.deps.Chat.Frame(ctx, c, chat.From{SessionID: p.sessionID, UserID: p.userID, Named: &p.named}, f)
+		return p.server.deps.Chat.Frame(ctx, c, chat.From{SessionID: p.sessionID, UserID: p.userID, Named: &p.named, Unmetered: p.admin}, f)
 	default:
-		return p.server.deps.Chat.Frame(ctx, c, chat.From{SessionID: p.sessionID, UserID: p.userID, Named: &p.named}, f)
+		return p.server.deps.Chat.Frame(ctx, c, chat.From{SessionID: p.sessionID, UserID: p.userID, Named: &p.named, Unmetered: p.admin}, f)
 	}
 }
 

@@ -46,11 +46,17 @@ const (
 const (
 	MetaAnswers     = "answers"     // space-separated message ids of the questions answered
 	MetaStopped     = "stopped"     // "true": the user stopped the answer
-	MetaInterrupted = "interrupted" // why something else ended the answer: admin_join, session_ended
+	MetaInterrupted = "interrupted" // why something else ended the answer: admin_join, session_ended, failed
 	MetaFailed      = "failed"      // error code of an answer that failed for good
 	MetaLength      = "length"      // "true": cut at the size limit
 	MetaReplaces    = "replaces"    // message id of the answer that a regenerated one replaces
 	MetaContinues   = "continues"   // message id of the answer that this one goes on after
+	MetaHelp        = "help"        // of a failed answer, "offered": no model can be had, a person may help
+	MetaRetryAfter  = "retry_after" // of a failed answer: milliseconds after which another try may work
+	MetaAnsweredBy  = "answered_by" // name of the model that answered in place of the chosen one
+	MetaFileIDs     = "file_ids"    // space-separated ids of the files that came with the message
+	MetaLinks       = "links"       // of an answer: JSON list of {"name","url"} of files that the model has made and nobody has stored
+	MetaFilesLost   = "files_lost"  // of an answer: "[file NAME]", one a line, of files that could not be kept
 	MetaReason      = "reason"      // of session_ended: explicit, expired, replaced; of admin_leave: left, lapsed
 	MetaNext        = "next"        // of session_ended: the session that follows
 	MetaAdminID     = "admin_id"    // of admin_join and admin_leave: who
@@ -79,13 +85,30 @@ type Header struct {
 	Target       string    // message_id that this event is about
 	FileID       string
 	ModelID      string
-	Tokens       int64 // of an answer: total tokens of the request
+	Spent              // of an answer
 	ResponseTime int64 // of an answer: milliseconds from request to last token
+	FirstToken   int64 // of an answer: milliseconds from request to first token
 	Attempt      int   // of an answer's chunk: rises whenever the text starts again or another replica goes on
 	Chunk        int   // of an answer's chunk: 1, 2, … within the attempt
 	Reset        bool  // of an answer's chunk: this text replaces all that was shown
 	Active       *bool // of loading and typing_indicator
 	Try          int   // of loading: which attempt at the provider this is
+}
+
+// Spent is what the calls of providers for one answer cost, those that failed included.
+type Spent struct {
+	Tokens       int64 // in all
+	TokensIn     int64 // of the prompts
+	TokensOut    int64 // of what was said, reasoning included
+	TokensCached int64 // the part of TokensIn that providers read from their caches
+	Calls        int   // requests that left, or were about to
+	Estimated    bool  // at least a part is not the provider's own count
+}
+
+// Plus adds what further calls cost.
+func (s Spent) Plus(t Spent) Spent {
+	return Spent{Tokens: s.Tokens + t.Tokens, TokensIn: s.TokensIn + t.TokensIn, TokensOut: s.TokensOut + t.TokensOut,
+		TokensCached: s.TokensCached + t.TokensCached, Calls: s.Calls + t.Calls, Estimated: s.Estimated || t.Estimated}
 }
 
 // Body is what must never be stored or logged in the clear.
@@ -113,7 +136,15 @@ func (h Header) Fragment() []byte {
 	b = appendField(b, "file_id", h.FileID)
 	b = appendField(b, "model_id", h.ModelID)
 	b = appendNumber(b, "tokens", h.Tokens)
+	b = appendNumber(b, "tokens_in", h.TokensIn)
+	b = appendNumber(b, "tokens_out", h.TokensOut)
+	b = appendNumber(b, "tokens_cached", h.TokensCached)
+	b = appendNumber(b, "calls", int64(h.Calls))
+	if h.Estimated {
+		b = append(b, `,"estimated":true`...)
+	}
 	b = appendNumber(b, "response_time", h.ResponseTime)
+	b = appendNumber(b, "first_token", h.FirstToken)
 	b = appendNumber(b, "attempt", int64(h.Attempt))
 	b = appendNumber(b, "chunk", int64(h.Chunk))
 	b = appendNumber(b, "try", int64(h.Try))
@@ -180,7 +211,13 @@ type wireEvent struct {
 	FileID       string            `json:"file_id"`
 	ModelID      string            `json:"model_id"`
 	Tokens       int64             `json:"tokens"`
+	TokensIn     int64             `json:"tokens_in"`
+	TokensOut    int64             `json:"tokens_out"`
+	TokensCached int64             `json:"tokens_cached"`
+	Calls        int               `json:"calls"`
+	Estimated    bool              `json:"estimated"`
 	ResponseTime int64             `json:"response_time"`
+	FirstToken   int64             `json:"first_token"`
 	Attempt      int               `json:"attempt"`
 	Chunk        int               `json:"chunk"`
 	Try          int               `json:"try"`
@@ -201,7 +238,10 @@ func ParseFrame(frame []byte) (Event, error) {
 	return Event{
 		Header: Header{
 			Type: w.Type, SessionID: w.SessionID, MessageID: w.MessageID, Sender: w.Sender, Timestamp: w.Timestamp,
-			Target: w.Target, FileID: w.FileID, ModelID: w.ModelID, Tokens: w.Tokens, ResponseTime: w.ResponseTime,
+			Target: w.Target, FileID: w.FileID, ModelID: w.ModelID,
+			Spent: Spent{Tokens: w.Tokens, TokensIn: w.TokensIn, TokensOut: w.TokensOut, TokensCached: w.TokensCached,
+				Calls: w.Calls, Estimated: w.Estimated},
+			ResponseTime: w.ResponseTime, FirstToken: w.FirstToken,
 			Attempt: w.Attempt, Chunk: w.Chunk, Reset: w.Reset, Active: w.Active, Try: w.Try,
 		},
 		Body: Body{Content: w.Content, Delta: w.Delta, Metadata: w.Metadata},

@@ -58,7 +58,7 @@ type Session struct {
 	LastActivity time.Time
 
 	Messages      int64 // user, ai and admin messages, not state changes
-	Tokens        int64
+	Spent               // by all its answers; Estimated is not kept
 	ResponseSum   int64 // milliseconds over ResponseCount answers
 	ResponseMax   int64
 	ResponseCount int64
@@ -96,6 +96,8 @@ type Append struct {
 	ModelID string
 	// Help marks the session as waiting for a person.
 	Help bool
+	// Unmetered says that what the session costs from now on does not count against its user's daily tokens.
+	Unmetered bool
 	// AdminID is who writes with SenderAdmin. Only the holder may; writing renews the hold.
 	AdminID string
 }
@@ -152,9 +154,33 @@ type Generation struct {
 	UpTo      int64 // the context is read up to this seq
 	ModelID   string
 	Replaces  string // of a regeneration: the answer replaced
-	Calls     int    // provider calls booked so far
-	Takeovers int    // how often another replica had to go on because the producer fell silent; hand-overs do not count
+	// What all calls booked so far cost, by whichever replica. The one that is under way is in it only after
+	// its producer has fallen silent: as an estimate, of the prompt as booked and the text published since.
+	Spent
+	// Conversations is what providers remember of the session, by model id. They are never of another session.
+	Conversations map[string]Conversation
+	// Said, if its ID is set, is the conversation that the answer became a part of, at SaidBy. Finish keeps it.
+	Said   string
+	SaidBy string
+
+	Takeovers int // how often another replica had to go on because the producer fell silent; hand-overs do not count
 }
+
+// Call is one request to a provider, about to leave.
+type Call struct {
+	ModelID string
+	Prompt  int64 // estimated tokens of what is sent
+}
+
+// Conversation is what a provider itself remembers of a session.
+type Conversation struct {
+	ID     string // the provider's
+	UpTo   int64  // it has seen the events up to this seq
+	Answer int64  // and the answer with this one, its own
+}
+
+// Knows says whether the provider has seen the event.
+func (c Conversation) Knows(seq int64) bool { return c.ID != "" && (seq <= c.UpTo || seq == c.Answer) }
 
 // Errors. All are matched with errors.Is.
 var (
@@ -165,6 +191,7 @@ var (
 	ErrHeld      = errors.New("generation is held")              // somebody is producing the answer
 	ErrNotOwed   = errors.New("no answer is owed")               // nothing to generate
 	ErrStopped   = errors.New("answer was stopped")              // the user asked to stop
+	ErrBudget    = errors.New("daily tokens are used up")        // of the session's user; see BudgetError
 	ErrGap       = errors.New("chunk out of order")              // a programming error of the producer
 	ErrAssisted  = errors.New("session already has an admin")    // and the AI is silent
 	ErrNotHolder = errors.New("admin does not hold the session") // not any more, or never did
@@ -173,6 +200,14 @@ var (
 	ErrArchive   = errors.New("transcript archive is away")      // MongoDB did not answer
 	ErrUnsealed  = errors.New("sealed value cannot be opened")   // unknown key or altered bytes
 )
+
+// BudgetError is ErrBudget with the time until there are tokens again.
+type BudgetError struct{ Wait time.Duration }
+
+func (e *BudgetError) Error() string { return ErrBudget.Error() }
+
+// Unwrap makes errors.Is(err, ErrBudget) true.
+func (e *BudgetError) Unwrap() error { return ErrBudget }
 
 // ActiveError is ErrActive with the session in the way.
 type ActiveError struct{ SessionID string }

@@ -24,7 +24,7 @@ import (
 const (
 	difyConversation = "45701982-8118-4bc5-8e9b-64562b4555f2"
 	difyTask         = "900bbd43-dc0b-4383-a372-aa6e6c414227"
-	difyUser         = "user-1"
+	difyAsker         = "user-1"
 )
 
 // difyAsked is a request as the app received it.
@@ -152,7 +152,7 @@ func askDify(ctx context.Context, s *Set, req Request) (o difySeen) {
 	if req.Messages == nil {
 		req.Messages = []Message{{Role: RoleUser, Content: "hi"}}
 	}
-	req.User = difyUser
+	req.User = difyAsker
 	o.states = []string{""}
 	o.Result, o.err = s.Stream(ctx, req, Observer{Attempt: func(_ int, err error) { o.tries = append(o.tries, err) },
 		Book: func(context.Context, string) error { o.books++; return nil }}, func(d Delta) error {

@@ -159,7 +159,7 @@ func FuzzDifyStream(f *testing.F) {
 		p, err := newDify(Config{ID: "m", Type: TypeDify, Endpoint: "http://llm.test/v1", APIKey: testKey}, a)
 		require.NoError(t, err)
 		text := ""
-		res, err := p.Stream(t.Context(), Request{User: difyUser}, func(d Delta) error {
+		res, err := p.Stream(t.Context(), Request{User: difyAsker}, func(d Delta) error {
 			switch {
 			case d.File != nil:
 				require.NotEmpty(t, d.File.URL)

@@ -44,7 +44,7 @@ func TestDify_filesOfAQuestion_areUploaded(t *testing.T) {
 	uploads := a.requests("/files/upload")
 	require.Len(t, uploads, 2)
 	for i, want := range []struct{ name, mime, content string }{{"cat \"1\".png", "image/png", "png"}, {"voice.m4a", "audio/m4a", "m4a"}} {
-		require.Equal(t, difyUser, uploads[i].user)
+		require.Equal(t, difyAsker, uploads[i].user)
 		require.Equal(t, "Bearer "+testKey, uploads[i].key)
 		h := uploads[i].form.File["file"][0]
 		require.Equal(t, want.name, h.Filename)

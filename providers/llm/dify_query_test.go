@@ -119,7 +119,7 @@ func TestDify_conversation_goesOn(t *testing.T) {
 	require.Equal(t, difyConversation, o.Conversation)
 	o = askDify(t.Context(), s, Request{Messages: dialogue("suau"), Conversations: map[string]Conversation{"m": {ID: o.Conversation, Seen: 3}}})
 	require.NoError(t, o.err)
-	want := difyMessage{Query: "s0\n\nu1", Inputs: map[string]string{"tone": "dry"}, ResponseMode: "streaming", User: difyUser}
+	want := difyMessage{Query: "s0\n\nu1", Inputs: map[string]string{"tone": "dry"}, ResponseMode: "streaming", User: difyAsker}
 	require.Equal(t, want, a.asked[0].message)
 	require.Equal(t, "Bearer "+testKey, a.asked[0].key)
 	want.Query, want.ConversationID = "u3", difyConversation

@@ -125,7 +125,7 @@ func TestDify_cutAtEveryByte_isCompleteOnlyAfterItsTerminalEvent(t *testing.T) {
 					}
 					require.Len(t, stops, 1, "cut at %d", i)
 					require.Equal(t, "/v1/chat-messages/"+difyTask+"/stop", stops[0].path)
-					require.Equal(t, difyUser, stops[0].user)
+					require.Equal(t, difyAsker, stops[0].user)
 					require.Equal(t, difyConversation, o.Conversation)
 				}
 			})
@@ -240,7 +240,7 @@ func TestDify_cancelled_stopsTheRunOnce(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), after)
 			defer cancel()
 			start := time.Now()
-			o.Result, o.err = p.Stream(ctx, Request{User: difyUser, Messages: []Message{{Role: RoleUser, Content: "hi"}}}, func(d Delta) error {
+			o.Result, o.err = p.Stream(ctx, Request{User: difyAsker, Messages: []Message{{Role: RoleUser, Content: "hi"}}}, func(d Delta) error {
 				o.parts = append(o.parts, d.Text)
 				return nil
 			})
@@ -268,7 +268,7 @@ func TestDify_cancelled_stopsTheRunOnce(t *testing.T) {
 		require.Equal(rt, difyConversation, o.Conversation)
 		stops := a.requests("/stop")
 		require.Len(rt, stops, 1)
-		require.Equal(rt, difyUser, stops[0].user)
+		require.Equal(rt, difyAsker, stops[0].user)
 		require.Equal(rt, "Bearer "+testKey, stops[0].key)
 	})
 }
@@ -294,7 +294,7 @@ func TestDify_cancelled_closesItsConnectionAtOnce(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var at time.Time
-	_, err := s.Stream(ctx, Request{User: difyUser, Messages: []Message{{Role: RoleUser, Content: "hi"}}}, Observer{}, func(Delta) error {
+	_, err := s.Stream(ctx, Request{User: difyAsker, Messages: []Message{{Role: RoleUser, Content: "hi"}}}, Observer{}, func(Delta) error {
 		at = time.Now()
 		cancel()
 		return nil

@@ -15,8 +15,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// spoken is what a voice service of a test was asked.
-type spoken struct {
+// voiceAsk is what a voice service of a test was asked.
+type voiceAsk struct {
 	path, auth string
 	query      string
 	fields     map[string]string // of a form, or of an object
@@ -28,12 +28,12 @@ type spoken struct {
 // ear is a voice service. It notes what it is asked and answers with the next of its turns; the last one stays.
 type ear struct {
 	mu    sync.Mutex
-	asked []spoken
+	asked []voiceAsk
 	turns []http.HandlerFunc
 }
 
 func (e *ear) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s := spoken{path: r.URL.Path, query: r.URL.RawQuery, auth: r.Header.Get("Authorization"), fields: map[string]string{}, length: r.ContentLength}
+	s := voiceAsk{path: r.URL.Path, query: r.URL.RawQuery, auth: r.Header.Get("Authorization"), fields: map[string]string{}, length: r.ContentLength}
 	if strings.HasPrefix(r.Header.Get("Content-Type"), "multipart/") {
 		form, err := r.MultipartReader()
 		for err == nil {
@@ -65,10 +65,10 @@ func (e *ear) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	turn(w, r)
 }
 
-func (e *ear) all() []spoken {
+func (e *ear) all() []voiceAsk {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return append([]spoken(nil), e.asked...)
+	return append([]voiceAsk(nil), e.asked...)
 }
 
 // says answers with a status, a body and headers ("Name: value").

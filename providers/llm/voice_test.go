@@ -35,7 +35,7 @@ func TestTranscribe_withOpenAI_sendsTheRecording(t *testing.T) {
 	s := e.all()[0]
 	assert.Positive(t, s.length, "servers refuse forms of unknown length")
 	s.length = 0
-	assert.Equal(t, spoken{path: "/v1/audio/transcriptions", auth: "Bearer " + testKey, name: "recording.webm", mime: "audio/webm", audio: p.text,
+	assert.Equal(t, voiceAsk{path: "/v1/audio/transcriptions", auth: "Bearer " + testKey, name: "recording.webm", mime: "audio/webm", audio: p.text,
 		fields: map[string]string{"model": "gpt-4o-mini-transcribe", "response_format": "json", "language": "de"}}, s)
 	opened, closed := p.counts()
 	assert.Equal(t, []int{1, 1}, []int{opened, closed})
@@ -55,7 +55,7 @@ func TestTranscribe_withDify_sendsTheRecording(t *testing.T) {
 	all := e.all()
 	require.Len(t, all, 2)
 	all[0].length, all[1].length = 0, 0
-	assert.Equal(t, spoken{path: "/v1/audio-to-text", auth: "Bearer " + testKey, name: "recording.m4a", mime: "audio/m4a", audio: "sound",
+	assert.Equal(t, voiceAsk{path: "/v1/audio-to-text", auth: "Bearer " + testKey, name: "recording.m4a", mime: "audio/m4a", audio: "sound",
 		fields: map[string]string{"user": "u1"}}, all[0])
 	assert.Equal(t, "chatbox", all[1].fields["user"])
 }
@@ -370,11 +370,6 @@ func TestTranscribe_refusedWhileSending_readsNoMore(t *testing.T) {
 		assert.Equal(t, []int{1, 1}, []int{opened, closed})
 	})
 }
-
-// roundTripper leaves the body of the request to the function.
-type roundTripper func(*http.Request) (*http.Response, error)
-
-func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 // Beyond T27: keys and contents are in no error and no line of the log, whatever the service says.
 func TestVoice_tellsNoSecrets(t *testing.T) {

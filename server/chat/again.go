@@ -12,7 +12,11 @@ import (
 
 // again accepts a wish for another answer: regenerate and continue name an answer, retry names a question. The wish is
 // an event like a question and is owed an answer; what it names is checked once, when it is accepted.
-func (c *Chat) again(ctx context.Context, conn Conn, sessionID string, f protocol.Frame) error {
+func (c *Chat) again(ctx context.Context, conn Conn, from From, f protocol.Frame) error {
+	if err := c.afford(ctx, from, f); err != nil {
+		return err
+	}
+	sessionID := from.SessionID
 	_, known, err := c.opts.Store.Known(ctx, sessionID, sessionstore.SenderUser, f.MessageID)
 	if err != nil {
 		return fmt.Errorf("look up %s: %w", f.Type, err)
@@ -24,7 +28,7 @@ func (c *Chat) again(ctx context.Context, conn Conn, sessionID string, f protoco
 	}
 	ev := c.event(sessionID, f)
 	ev.Target = f.Target
-	a, err := c.append(ctx, conn, sessionstore.Append{Event: ev, Owe: true})
+	a, err := c.append(ctx, conn, sessionstore.Append{Event: ev, Owe: true, Unmetered: from.Unmetered})
 	if err != nil {
 		return err
 	}

@@ -56,6 +56,12 @@ type Quota interface {
 	Return(userID string)
 }
 
+// Budget knows what users may still spend today.
+type Budget interface {
+	// CheckBudget returns an error that matches sessionstore.ErrBudget if the user has no tokens left.
+	CheckBudget(ctx context.Context, userID string) error
+}
+
 // Turns produces answers.
 type Turns interface {
 	// Start makes sure that somebody answers what is owed in the session. It does not wait.
@@ -85,6 +91,7 @@ type Options struct {
 	Turns   Turns
 	Models  Models
 	Quota   Quota            // default: no limit
+	Budget  Budget           // default: no limit
 	Now     func() time.Time // default time.Now
 	Log     *slog.Logger     // default: discard
 }
@@ -93,7 +100,8 @@ type Options struct {
 type From struct {
 	SessionID, UserID string
 	// Named says that the session is known to have a name: none is made. Chat sets it. Nil means not known.
-	Named *atomic.Bool
+	Named     *atomic.Bool
+	Unmetered bool // what the user asks counts against no budget
 }
 
 // Chat handles the frames of users.
@@ -137,20 +145,23 @@ func (c *Chat) Frame(ctx context.Context, conn Conn, from From, f protocol.Frame
 	case sessionstore.TypeModelSelect:
 		return c.selectModel(ctx, conn, from.SessionID, f)
 	case sessionstore.TypeRegenerate, sessionstore.TypeContinue, sessionstore.TypeRetry:
-		return c.again(ctx, conn, from.SessionID, f)
+		return c.again(ctx, conn, from, f)
 	default:
 		return &protocol.Error{Code: protocol.CodeUnknownType, Message: "This type of frame is not known."}
 	}
 }
 
 func (c *Chat) message(ctx context.Context, conn Conn, from From, f protocol.Frame) error {
+	if err := c.afford(ctx, from, f); err != nil {
+		return err
+	}
 	charged, err := c.charge(ctx, from, f)
 	if err != nil {
 		return err
 	}
 	ev := c.event(from.SessionID, f)
 	ev.Content, ev.Metadata = f.Content, f.Metadata
-	req := sessionstore.Append{Event: ev, Owe: true}
+	req := sessionstore.Append{Event: ev, Owe: true, Unmetered: from.Unmetered}
 	if from.Named == nil || !from.Named.Load() {
 		req.Name = NameFrom(f.Content)
 	}
@@ -170,6 +181,26 @@ func (c *Chat) message(ctx context.Context, conn Conn, from From, f protocol.Fra
 	c.log.Info("message accepted", "session_id", from.SessionID, "message_id", f.MessageID, "seq", a.Seq,
 		"duplicate", a.Duplicate, "bytes", len(f.Content))
 	return nil
+}
+
+// afford refuses what its user has no tokens left for today. What has been accepted before is free.
+func (c *Chat) afford(ctx context.Context, from From, f protocol.Frame) error {
+	if c.opts.Budget == nil || from.Unmetered {
+		return nil
+	}
+	refused := c.opts.Budget.CheckBudget(ctx, from.UserID)
+	if !errors.Is(refused, sessionstore.ErrBudget) {
+		return refused
+	}
+	_, known, err := c.opts.Store.Known(ctx, from.SessionID, sessionstore.SenderUser, f.MessageID)
+	switch {
+	case err != nil:
+		return fmt.Errorf("look up message beyond the budget: %w", err)
+	case known:
+		return nil
+	default:
+		return refused
+	}
 }
 
 // charge counts a message against its user's rate. What has been accepted before is free, also beyond the rate.

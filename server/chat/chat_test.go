@@ -50,6 +50,7 @@ type fake struct {
 	reviveErr error
 	quota     int // messages left, < 0: no limit
 	returned  int
+	broke     bool // no tokens left
 	appendErr error
 	sessErr   error
 	archErr   error
@@ -103,6 +104,12 @@ func (f *fake) Take(context.Context, string) (time.Duration, bool) {
 	return 0, true
 }
 func (f *fake) Return(string) { f.returned++ }
+func (f *fake) CheckBudget(context.Context, string) error {
+	if f.broke {
+		return &sessionstore.BudgetError{Wait: time.Hour}
+	}
+	return nil
+}
 func (f *fake) Stop(_ context.Context, _, target string) error {
 	f.stops = append(f.stops, target)
 	return nil
@@ -365,4 +372,30 @@ func TestNameFrom_isAShortLineOfTheMessage(t *testing.T) {
 			require.NotEmpty(t, name)
 		}
 	})
+}
+
+// Beyond its user's tokens of today a message is refused, with the time of the next ones; what was accepted before is a
+// duplicate all the same, and who is not metered is not refused.
+func TestBudget_refusesNewMessagesOnly(t *testing.T) {
+	f := newFake()
+	c, err := New(Options{Store: f, Archive: shelf{f}, History: talk{f}, Revival: f, Turns: f, Models: f, Quota: f, Budget: f})
+	require.NoError(t, err)
+	first := protocol.Frame{Type: sessionstore.TypeUserMessage, MessageID: id1, Content: "hello"}
+	require.NoError(t, c.Frame(t.Context(), f, from, first))
+	f.broke = true
+	var used *sessionstore.BudgetError
+	for _, frame := range []protocol.Frame{
+		{Type: sessionstore.TypeUserMessage, MessageID: id2, Content: "more"},
+		{Type: sessionstore.TypeRetry, MessageID: id2, Target: id1},
+	} {
+		require.ErrorAs(t, c.Frame(t.Context(), f, from, frame), &used)
+	}
+	assert.Equal(t, time.Hour, used.Wait)
+	assert.Len(t, f.appends, 1)
+	require.NoError(t, c.Frame(t.Context(), f, from, first), "a duplicate is free")
+	admin := from
+	admin.Unmetered = true
+	require.NoError(t, c.Frame(t.Context(), f, admin, protocol.Frame{Type: sessionstore.TypeUserMessage, MessageID: id2, Content: "more"}))
+	assert.Len(t, f.appends, 2)
+	assert.True(t, f.appends[1].Unmetered)
 }

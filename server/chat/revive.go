@@ -263,7 +263,8 @@ func catchUp(doc *sessionstore.SessionDoc, events []sessionstore.Stored) {
 		}
 		switch ev.Type {
 		case sessionstore.TypeAIResponse:
-			s.Tokens += ev.Tokens
+			s.Spent = s.Plus(ev.Spent)
+			s.Estimated = false // of messages only
 			if ev.ResponseTime > 0 {
 				s.ResponseSum, s.ResponseMax, s.ResponseCount = s.ResponseSum+ev.ResponseTime, max(s.ResponseMax, ev.ResponseTime), s.ResponseCount+1
 			}

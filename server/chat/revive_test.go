@@ -85,7 +85,8 @@ func (p redis) Publish(_ context.Context, ev sessionstore.Event) error {
 }
 
 func stored(seq int64, typ string, at time.Time) sessionstore.Stored {
-	h := sessionstore.Header{Type: typ, SessionID: sid, MessageID: id1, Sender: sessionstore.SenderUser, Timestamp: at, Tokens: 5, ResponseTime: 40}
+	h := sessionstore.Header{Type: typ, SessionID: sid, MessageID: id1, Sender: sessionstore.SenderUser, Timestamp: at, ResponseTime: 40,
+		Spent: sessionstore.Spent{Tokens: 5, TokensIn: 3, TokensOut: 2, Calls: 1, Estimated: true}}
 	return sessionstore.Stored{SessionID: sid, Seq: seq, H: h.Fragment()}
 }
 
@@ -121,7 +122,7 @@ func TestRevive_countsWhatTheDocumentDoesNotKnowYet(t *testing.T) {
 	s := p.rebuilt[0].Session
 	assert.EqualValues(t, 6, s.Seq)
 	assert.EqualValues(t, 4, s.Messages)
-	assert.EqualValues(t, 5, s.Tokens)
+	assert.Equal(t, sessionstore.Spent{Tokens: 5, TokensIn: 3, TokensOut: 2, Calls: 1}, s.Spent)
 	assert.EqualValues(t, 40, s.ResponseMax)
 	assert.EqualValues(t, 1, s.ResponseCount)
 	assert.True(t, s.LastActivity.Equal(now))

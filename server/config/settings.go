@@ -66,6 +66,8 @@ type Chatbox struct {
 	MaxConnections int `toml:"max_connections" default:"10000"`
 	// Messages, uploads, voice messages and help requests per minute and user, counted over all replicas.
 	RateLimit int `toml:"rate_limit" default:"100"`
+	// What users can cost.
+	Budget Budget `toml:"budget"`
 	// WebSocket details.
 	WebSocket WebSocket `toml:"websocket"`
 	// Language models.

@@ -21,6 +21,7 @@ func (l *loader) validate(s *Settings) {
 	l.required(s)
 	l.numbers(s)
 	l.durations(s)
+	l.budget(s.Chatbox.Budget)
 	l.auth(s)
 	l.origins(s)
 	l.providers(&s.Chatbox.LLM)

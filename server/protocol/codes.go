@@ -22,6 +22,7 @@ const (
 	CodeStoreUnavailable Code = "STORE_UNAVAILABLE"
 	CodeInternal         Code = "INTERNAL"
 	CodeRateLimited      Code = "RATE_LIMITED"
+	CodeBudgetExceeded   Code = "BUDGET_EXCEEDED"
 	CodeConnectionLimit  Code = "CONNECTION_LIMIT"
 	CodeSessionEnded     Code = "SESSION_ENDED"
 	CodeSessionActive    Code = "SESSION_ACTIVE"

@@ -3,6 +3,7 @@ package turn
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -27,6 +28,8 @@ func (r *Runner) work(ctx context.Context, current *run, sessionID string) (agai
 	gctx, cancel := context.WithCancelCause(ctx)
 	defer r.hold(current, g.AnswerID, cancel)()
 	a := &answer{Runner: r, ctx: gctx, g: &g, cancel: cancel, begun: time.Now(), more: make(chan struct{}, 1), alive: time.Now()}
+	a.files = newTaking(gctx, r.opts.Files, sessionID)
+	defer a.files.cancel()
 	return a.produce(gctx)
 }
 
@@ -38,15 +41,19 @@ type answer struct {
 	cancel context.CancelCauseFunc
 	begun  time.Time
 	todo   job           // set by ask
+	asked  string        // the model that was asked last
+	took   time.Duration // until the last token
+	files  *taking
 	more   chan struct{} // holds a token when pending or closed changed
 
 	mu      sync.Mutex // guards the fields below
 	pending strings.Builder
-	reset   bool      // the next chunk replaces all that was shown
-	size    int       // bytes emitted since the last reset
-	closed  bool      // no more text will come
-	broken  error     // why the chunk sender gave up
-	alive   time.Time // when the store last confirmed the lease
+	reset   bool          // the next chunk replaces all that was shown
+	first   time.Duration // until there was something to be seen; 0: not yet
+	size    int           // bytes emitted since the last reset
+	closed  bool          // no more text will come
+	broken  error         // why the chunk sender gave up
+	alive   time.Time     // when the store last confirmed the lease
 }
 
 // errTooLong ends the stream at Options.MaxAnswer.
@@ -71,8 +78,10 @@ func (a *answer) produce(ctx context.Context) (again bool) {
 	lease.Go(func() { a.keepLease(ctx, done) })
 	sender.Go(func() { a.sendChunks(ctx) })
 	result, err := a.ask(ctx)
+	a.took = time.Since(a.begun)
 	a.closeText()
 	sender.Wait()
+	a.files.wait()
 	close(done)
 	lease.Wait()
 	if a.broken != nil {
@@ -83,35 +92,6 @@ func (a *answer) produce(ctx context.Context) (again bool) {
 	return a.finish(ctx, result, err)
 }
 
-// ask builds the prompt and streams the model's answer into pending.
-func (a *answer) ask(ctx context.Context) (llm.Result, error) {
-	if a.g.ModelID == "" || !a.opts.Models.Has(a.g.ModelID) {
-		a.g.ModelID = a.opts.Models.Default()
-	}
-	todo, err := a.job(ctx)
-	if err != nil {
-		return llm.Result{}, err
-	}
-	a.todo = todo
-	req, goesOn := a.request(todo, a.g.Text)
-	if goesOn {
-		a.mu.Lock()
-		a.reset, a.size = false, len(a.g.Text)
-		a.mu.Unlock()
-	}
-	a.loading(ctx, 1, "")
-	obs := llm.Observer{
-		Attempt: func(try int, err error) {
-			a.log.Warn("provider failed, trying again", "session_id", a.g.SessionID, "try", try, "error", err.Error())
-			a.loading(ctx, try, "Trying again")
-		},
-		Book: func(ctx context.Context, model string) error {
-			return a.retry(ctx, func(ctx context.Context) error { return a.opts.Store.Book(ctx, a.g, model) })
-		},
-	}
-	return a.opts.Models.Stream(ctx, req, obs, a.emit)
-}
-
 // context reads the conversation, waiting out a store that is away for as long as the lease can be kept.
 func (a *answer) context(ctx context.Context, upTo int64) ([]sessionstore.Event, error) {
 	var events []sessionstore.Event
@@ -119,7 +99,31 @@ func (a *answer) context(ctx context.Context, upTo int64) ([]sessionstore.Event,
 		events, err = a.opts.History.Context(ctx, a.g.SessionID, upTo)
 		return err
 	})
-	return events, err
+	return anchored(own(events, a.g.SessionID)), err
+}
+
+// own drops what is not of the session: no mistake elsewhere may show a user's words to another user's model.
+func own(events []sessionstore.Event, sessionID string) []sessionstore.Event {
+	return slices.DeleteFunc(events, func(ev sessionstore.Event) bool { return ev.SessionID != sessionID })
+}
+
+const (
+	anchorStep  = 100 // events
+	anchorAbove = 300 // events; shorter conversations are read whole
+)
+
+// anchored makes the newest events of a long conversation begin at a round number, so that its beginning stays the same
+// for many turns, see window.
+func anchored(events []sessionstore.Event) []sessionstore.Event {
+	if len(events) <= anchorAbove || events[0].Seq <= 1 {
+		return events
+	}
+	from := (events[0].Seq + anchorStep - 1) / anchorStep * anchorStep
+	i := slices.IndexFunc(events, func(ev sessionstore.Event) bool { return ev.Seq >= from })
+	if i < 0 || i > anchorStep {
+		return events
+	}
+	return events[i:]
 }
 
 // emit takes one delta from the provider. It never waits for Redis: text that arrives while a chunk is under way
@@ -129,6 +133,12 @@ func (a *answer) emit(d llm.Delta) error {
 	defer a.mu.Unlock()
 	if a.broken != nil {
 		return a.broken
+	}
+	if a.first == 0 {
+		a.first = max(time.Since(a.begun), 1)
+	}
+	if d.File != nil {
+		a.files.add(*d.File)
 	}
 	if d.Replace {
 		a.pending.Reset()

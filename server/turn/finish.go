@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/real-rm/chatbox/providers/llm"
@@ -16,8 +17,14 @@ const (
 	retryMost  = time.Second
 )
 
-// failedCode is the error code in metadata.failed; clients look it up in the protocol's table.
-const failedCode = "LLM_UNAVAILABLE"
+// Error codes in metadata.failed; clients look them up in the protocol's table.
+const (
+	failedCode = "LLM_UNAVAILABLE"
+	budgetCode = "BUDGET_EXCEEDED"
+)
+
+// failedWord is metadata.interrupted of an answer that failed after something of it was shown.
+const failedWord = "failed"
 
 var errTakeovers = errors.New("the answer was begun too often")
 
@@ -114,10 +121,11 @@ func passing(err error) bool {
 // finish ends the generation: with the durable answer, by giving the lease back, or by leaving it to whoever has
 // taken it over. It reports whether more questions are owed.
 func (a *answer) finish(ctx context.Context, result llm.Result, err error) (again bool) {
-	took := time.Since(a.begun)
-	log := a.log.With("session_id", a.g.SessionID, "message_id", a.g.AnswerID, "model_id", a.g.ModelID,
-		"attempt", a.g.Attempt, "response_ms", took.Milliseconds(), "first_token_ms", result.FirstToken.Milliseconds(),
-		"tokens", result.Usage.Total)
+	by := a.answeredBy(result)
+	log := a.log.With("session_id", a.g.SessionID, "message_id", a.g.AnswerID, "model_id", by,
+		"attempt", a.g.Attempt, "response_ms", a.took.Milliseconds(), "first_token_ms", a.firstToken().Milliseconds(),
+		"tokens", a.g.Tokens, "tokens_in", a.g.TokensIn, "tokens_out", a.g.TokensOut, "tokens_cached", a.g.TokensCached,
+		"calls", a.g.Calls, "estimated", a.g.Estimated)
 	wctx := context.WithoutCancel(ctx)
 	meta := map[string]string{}
 	a.todo.describe(meta, a.g.Questions)
@@ -137,16 +145,20 @@ func (a *answer) finish(ctx context.Context, result llm.Result, err error) (agai
 		meta[sessionstore.MetaStopped] = "true"
 	case errors.Is(err, errTooLong), err == nil && result.Finish == llm.FinishLength:
 		meta[sessionstore.MetaLength] = "true"
-	case err != nil, a.g.Text == "", a.reset: // a reset that was never sent: the text is an earlier attempt's
-		meta[sessionstore.MetaFailed] = failedCode
+	case err != nil, a.g.Text == "" && !a.files.any(), a.g.Text != "" && a.reset: // a reset that was never sent: it is an earlier text
+		a.failure(err, meta)
 	}
-	if result.Usage.Estimated {
-		meta["tokens_estimated"] = "true"
+	if lost := a.files.describe(meta); lost > 0 {
+		log.Warn("files of an answer were not kept", "files", lost)
+	}
+	if by != a.g.ModelID && (a.g.Text != "" || a.files.any()) {
+		meta[sessionstore.MetaAnsweredBy] = a.nameOf(by)
 	}
 	ev := sessionstore.Event{
 		Header: sessionstore.Header{
 			Type: sessionstore.TypeAIResponse, SessionID: a.g.SessionID, MessageID: a.g.AnswerID, Sender: sessionstore.SenderAI,
-			Timestamp: a.opts.Now().UTC(), ModelID: a.g.ModelID, Tokens: result.Usage.Total, ResponseTime: took.Milliseconds(),
+			Timestamp: a.opts.Now().UTC(), ModelID: by, Spent: a.g.Spent, ResponseTime: a.took.Milliseconds(),
+			FirstToken: a.firstToken().Milliseconds(),
 		},
 		Body: sessionstore.Body{Content: a.g.Text, Metadata: meta},
 	}
@@ -163,12 +175,49 @@ func (a *answer) finish(ctx context.Context, result llm.Result, err error) (agai
 	case ferr != nil:
 		log.Warn("answer not finished", "error", ferr.Error())
 		return false
+	case err != nil && meta[sessionstore.MetaFailed] == budgetCode:
+		log.Info("answer refused: no tokens left")
 	case err != nil && meta[sessionstore.MetaFailed] != "":
 		log.Error("answer failed", "error", err.Error())
 	default:
 		log.Info("answer finished", "bytes", len(a.g.Text), "stopped", meta[sessionstore.MetaStopped] != "")
 	}
 	return again
+}
+
+// answeredBy is the model that the answer is by, which may be another than the one that was chosen.
+func (a *answer) answeredBy(result llm.Result) string {
+	switch {
+	case result.Model != "":
+		return result.Model
+	case a.asked != "":
+		return a.asked
+	default:
+		return a.g.ModelID
+	}
+}
+
+// failure adds to the final's metadata why there is no whole answer, and what the user can do about it.
+func (a *answer) failure(err error, meta map[string]string) {
+	meta[sessionstore.MetaFailed] = failedCode
+	wait := time.Duration(0)
+	var used *sessionstore.BudgetError
+	var down *llm.Error
+	switch {
+	case errors.As(err, &used):
+		meta[sessionstore.MetaFailed], wait = budgetCode, used.Wait
+	case errors.As(err, &down):
+		wait = down.RetryAfter
+	}
+	if wait > 0 {
+		meta[sessionstore.MetaRetryAfter] = strconv.FormatInt(wait.Milliseconds(), 10)
+	}
+	switch {
+	case a.g.Text != "":
+		meta[sessionstore.MetaInterrupted] = failedWord
+	case down != nil || err == nil:
+		meta[sessionstore.MetaHelp] = "offered"
+	}
 }
 
 // loading tells everybody on the session that an answer is on its way. Losing it loses nothing.

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/real-rm/chatbox/providers/llm"
 	"github.com/real-rm/chatbox/sessionstore"
 )
 
@@ -152,25 +151,6 @@ func (a *answer) around(ctx context.Context, answerID string) ([]sessionstore.Ev
 		return nil, fmt.Errorf("answer %s: %w", answerID, errTarget)
 	}
 	return a.context(ctx, ev.Seq)
-}
-
-// request makes the model's request. said is what was published of this very answer by a replica that is gone: a model
-// that can goes on after it, another begins again.
-func (a *answer) request(j job, said string) (req llm.Request, goesOn bool) {
-	can := a.opts.Models.Continues(a.g.ModelID)
-	messages := j.before.messages(a.opts.SystemPrompt)
-	goesOn = can && said != ""
-	beginning := j.partial
-	if goesOn {
-		beginning += said
-	}
-	if beginning != "" {
-		messages = append(messages, llm.Message{Role: llm.RoleAssistant, Content: beginning})
-		if !can {
-			messages = append(messages, llm.Message{Role: llm.RoleUser, Content: goOn})
-		}
-	}
-	return llm.Request{Model: a.g.ModelID, Messages: messages, User: a.g.SessionID, Continue: can && beginning != ""}, goesOn
 }
 
 // describe adds to the final event's metadata what the answer is about.

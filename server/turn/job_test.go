@@ -75,7 +75,7 @@ func TestJob_showsTheModelWhatTheFirstAnswerWasTo(t *testing.T) {
 	} {
 		j, err := newJob(sessionstore.TypeRegenerate, target, events)
 		require.NoError(t, err)
-		assert.Equal(t, want, flat(j.before.messages("")), target)
+		assert.Equal(t, want, flat(messagesOf(j.before.lines(""))), target)
 	}
 	_, err := newJob(sessionstore.TypeRegenerate, "nobody", events)
 	require.ErrorIs(t, err, errTarget)
@@ -154,6 +154,11 @@ func textOf(events []sessionstore.Event, root string, standing map[string]string
 		}
 	}
 	return text
+}
+
+// Prompt is what a model reads of a session's events.
+func Prompt(system string, events []sessionstore.Event) []llm.Message {
+	return messagesOf(newTalk(events).lines(system))
 }
 
 // recorder keeps the requests that a model got.

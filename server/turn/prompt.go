@@ -7,17 +7,12 @@ import (
 	"github.com/real-rm/chatbox/sessionstore"
 )
 
-// Prompt makes the model's context of a session's events, given oldest first. Each answer stands directly after
-// the last question that it answers, also when further questions were accepted while it was being written, so
-// that the questions still open are the last messages. An answer that replaces another stands in its place, one that
-// goes on after another is a part of it. What an admin said is shown as such.
-func Prompt(system string, events []sessionstore.Event) []llm.Message {
-	return newTalk(events).messages(system)
-}
-
-// talk is a conversation in the order in which a model reads it.
+// talk is a conversation in the order in which a model reads it. Each answer stands directly after the last question
+// that it answers, also when further questions were accepted while it was being written, so that the questions still
+// open are the last messages. An answer that replaces another stands in its place, one that goes on after another is a
+// part of it. What a person said who helped is shown as such.
 type talk struct {
-	events  []sessionstore.Event // questions and what admins said
+	events  []sessionstore.Event // questions, files and what admins said
 	at      []int                // where each of them stands among all events
 	order   map[string]int       // place of each of the user's questions, by id
 	answers []*said              // in the order in which they were begun
@@ -30,14 +25,22 @@ type said struct {
 	place int      // index into events of the last question that it answers, -1: unknown
 	names []string // ids of the questions that it answers
 	text  string
+	seq   int64 // of the newest event that made it what it is
 }
 
 func newTalk(events []sessionstore.Event) *talk {
 	t := &talk{order: make(map[string]int), byID: make(map[string]*said)}
+	helper := ""
 	for i, ev := range events {
-		if ev.Type != sessionstore.TypeUserMessage {
+		switch ev.Type {
+		case sessionstore.TypeAdminJoin:
+			helper = ev.Metadata[sessionstore.MetaName]
+			continue
+		case sessionstore.TypeUserMessage, sessionstore.TypeFileUpload, sessionstore.TypeVoiceMessage:
+		default:
 			continue
 		}
+		ev.Content = spoken(ev, helper)
 		if ev.Sender == sessionstore.SenderUser {
 			t.order[ev.MessageID] = len(t.events)
 		}
@@ -58,14 +61,16 @@ func (t *talk) take(ev sessionstore.Event, at int) {
 	switch {
 	case continues:
 		before.text += ev.Content
+		before.seq = max(before.seq, ev.Seq)
 		t.byID[ev.MessageID] = before
 	case replaces && ev.Metadata[sessionstore.MetaFailed] != "" && old.text != "":
 		t.byID[ev.MessageID] = old // what was there before is better than what has failed
 	case replaces:
 		old.text = ev.Content
+		old.seq = max(old.seq, ev.Seq)
 		t.byID[ev.MessageID] = old
 	default:
-		a := &said{at: at, place: -1, text: ev.Content, names: strings.Fields(ev.Metadata[sessionstore.MetaAnswers])}
+		a := &said{at: at, place: -1, text: ev.Content, seq: ev.Seq, names: strings.Fields(ev.Metadata[sessionstore.MetaAnswers])}
 		for _, id := range a.names {
 			if place, known := t.order[id]; known {
 				a.place = max(a.place, place)
@@ -92,15 +97,34 @@ func (t *talk) upTo(a *said) *talk {
 	return cut
 }
 
-// messages writes the conversation down.
-func (t *talk) messages(system string) []llm.Message {
-	var out []llm.Message
-	if system != "" {
-		out = append(out, llm.Message{Role: llm.RoleSystem, Content: system})
+// spoken is what a user's or an admin's event says to a model that does not see its files. helper is the name of the
+// admin who has the session.
+func spoken(ev sessionstore.Event, helper string) string {
+	text := ev.Content
+	if ev.Type == sessionstore.TypeFileUpload || ev.Type == sessionstore.TypeVoiceMessage && text == "" {
+		text = strings.TrimSpace(fileNote(ev.Metadata[sessionstore.MetaName]) + "\n" + text)
 	}
-	say := func(role llm.Role, text string) {
+	if ev.Sender != sessionstore.SenderAdmin || text == "" {
+		return text
+	}
+	if name := ev.Metadata[sessionstore.MetaName]; name != "" && ev.Type == sessionstore.TypeUserMessage {
+		helper = name
+	}
+	if helper = plain(helper); helper == "" {
+		return "[Support] " + text
+	}
+	return "[Support, " + helper + "] " + text
+}
+
+// lines writes the conversation down.
+func (t *talk) lines(system string) []line {
+	var out []line
+	if system != "" {
+		out = append(out, line{Message: llm.Message{Role: llm.RoleSystem, Content: system}})
+	}
+	say := func(role llm.Role, text string, seq int64) {
 		if text != "" {
-			out = append(out, llm.Message{Role: role, Content: text})
+			out = append(out, line{llm.Message{Role: role, Content: text}, seq})
 		}
 	}
 	// Answers whose question is not known stand where they were given.
@@ -115,20 +139,20 @@ func (t *talk) messages(system string) []llm.Message {
 	}
 	for i, ev := range t.events {
 		for len(loose) > 0 && loose[0].at < t.at[i] {
-			say(llm.RoleAssistant, loose[0].text)
+			say(llm.RoleAssistant, loose[0].text, loose[0].seq)
 			loose = loose[1:]
 		}
 		if ev.Sender == sessionstore.SenderAdmin {
-			say(llm.RoleAssistant, "[Support] "+ev.Content)
+			say(llm.RoleAssistant, ev.Content, ev.Seq)
 			continue
 		}
-		say(llm.RoleUser, ev.Content)
+		say(llm.RoleUser, ev.Content, ev.Seq)
 		for _, a := range placed[i] {
-			say(llm.RoleAssistant, a.text)
+			say(llm.RoleAssistant, a.text, a.seq)
 		}
 	}
 	for _, a := range loose {
-		say(llm.RoleAssistant, a.text)
+		say(llm.RoleAssistant, a.text, a.seq)
 	}
 	return out
 }

@@ -25,7 +25,7 @@ import (
 // Store is what a turn needs of the live store.
 type Store interface {
 	Acquire(ctx context.Context, sessionID string) (sessionstore.Generation, error)
-	Book(ctx context.Context, g *sessionstore.Generation, modelID string) error
+	Book(ctx context.Context, g *sessionstore.Generation, c sessionstore.Call) error
 	Renew(ctx context.Context, g *sessionstore.Generation) error
 	Chunk(ctx context.Context, g *sessionstore.Generation, delta string, reset bool) error
 	Finish(ctx context.Context, g *sessionstore.Generation, ev sessionstore.Event) (sessionstore.Appended, bool, error)
@@ -67,6 +67,8 @@ type Options struct {
 	History      History
 	Models       Models
 	Authored     Authored // optional
+	Catalog      Catalog  // optional: without it models have their ids for names, and windows of 32,000 tokens
+	Files        Files    // optional: without it the files that models make are https links, or lost
 	SystemPrompt string
 	Lease        time.Duration // of a generation, as set in the store; renewed at a third of it; default 10 s
 	MaxAnswer    int           // bytes after which an answer ends with metadata.length; default 256 KiB

@@ -42,6 +42,17 @@ type fakeStore struct {
 	away      int // so many writes answer ErrAway, half of them after taking effect
 	onChunk   func(n int)
 	next      int
+	model     string // of the session
+	id        string // of the session; default sid
+
+	budget  int64              // of a day; 0: none
+	spent   int64              // by finals
+	settled sessionstore.Spent // of the running answer
+	calls   int                // booked of it
+	prompt  int64              // of the last of them
+	since   int                // length of text when it was booked
+	ended   bool               // the last of them has ended
+	talks   map[string]sessionstore.Conversation
 }
 
 func (f *fakeStore) lost() (before, after bool) {
@@ -64,8 +75,15 @@ func (f *fakeStore) Acquire(context.Context, string) (sessionstore.Generation, e
 	f.next++
 	f.token = fmt.Sprint("tok", f.next)
 	f.attempt = max(f.attempt, 1)
+	spent := f.settled
+	if f.calls > 0 && !f.ended {
+		said := int64(llm.EstimateTokens(f.text[min(f.since, len(f.text)):]))
+		spent = spent.Plus(sessionstore.Spent{Tokens: f.prompt + said, TokensIn: f.prompt, TokensOut: said, Estimated: true})
+	}
+	spent.Calls = f.calls
 	return sessionstore.Generation{
-		SessionID: sid, AnswerID: "answer-" + f.owed[0], Token: f.token, Attempt: f.attempt, Chunk: f.chunk, Text: f.text,
+		Spent: spent, Conversations: f.talks, ModelID: f.model,
+		SessionID: f.sid(), AnswerID: "answer-" + f.owed[0], Token: f.token, Attempt: f.attempt, Chunk: f.chunk, Text: f.text,
 		Questions: append([]string(nil), f.together()...), UpTo: int64(len(f.events)), Takeovers: f.takeovers,
 	}, nil
 }
@@ -96,8 +114,20 @@ func (f *fakeStore) steal() {
 	f.takeovers++
 }
 
-func (f *fakeStore) Book(_ context.Context, g *sessionstore.Generation, _ string) error {
-	return f.fenced(g, func() { f.booked++ })
+func (f *fakeStore) Book(_ context.Context, g *sessionstore.Generation, c sessionstore.Call) error {
+	f.mu.Lock()
+	over := f.budget > 0 && f.spent+g.Tokens >= f.budget
+	f.mu.Unlock()
+	if over {
+		return &sessionstore.BudgetError{Wait: time.Hour}
+	}
+	return f.fenced(g, func() {
+		f.booked++
+		f.settled = g.Spent
+		g.Calls++
+		f.ended = false
+		f.calls, f.prompt, f.since = g.Calls, c.Prompt, len(f.text)
+	})
 }
 
 func (f *fakeStore) Renew(_ context.Context, g *sessionstore.Generation) error {
@@ -146,7 +176,7 @@ func (f *fakeStore) Chunk(_ context.Context, g *sessionstore.Generation, delta s
 	}
 	if attempt > f.attempt || chunk > f.chunk {
 		if reset {
-			f.text = ""
+			f.text, f.since = "", 0
 		}
 		f.attempt, f.chunk, f.text = attempt, chunk, f.text+delta
 		f.deltas = append(f.deltas, delta)
@@ -186,6 +216,10 @@ func (f *fakeStore) Finish(_ context.Context, g *sessionstore.Generation, ev ses
 		}
 	}
 	f.owed, f.token, f.text, f.chunk, f.attempt, f.stop = left, "", "", 0, 0, false
+	f.spent, f.settled, f.calls, f.ended = f.spent+ev.Tokens, sessionstore.Spent{}, 0, false
+	if g.Said != "" {
+		f.talks = map[string]sessionstore.Conversation{g.SaidBy: {ID: g.Said, UpTo: g.UpTo, Answer: int64(len(f.events))}}
+	}
 	if lost {
 		return sessionstore.Appended{}, false, sessionstore.ErrAway
 	}
@@ -193,7 +227,7 @@ func (f *fakeStore) Finish(_ context.Context, g *sessionstore.Generation, ev ses
 }
 
 func (f *fakeStore) Release(_ context.Context, g *sessionstore.Generation) error {
-	return f.fenced(g, func() { f.token, f.released = "", f.released+1 })
+	return f.fenced(g, func() { f.token, f.released, f.settled, f.ended = "", f.released+1, g.Spent, true })
 }
 
 func (f *fakeStore) Publish(_ context.Context, ev sessionstore.Event) error {
@@ -208,7 +242,21 @@ func (f *fakeStore) Unsubscribe(string)                      {}
 func (f *fakeStore) Context(context.Context, string, int64) ([]sessionstore.Event, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return append([]sessionstore.Event(nil), f.events...), nil
+	events := append([]sessionstore.Event(nil), f.events...)
+	for i := range events { // those that tests have put there
+		if events[i].SessionID == "" {
+			events[i].SessionID = f.sid()
+		}
+	}
+	return events, nil
+}
+
+// sid is the session whose store it is.
+func (f *fakeStore) sid() string {
+	if f.id == "" {
+		return sid
+	}
+	return f.id
 }
 
 func (f *fakeStore) Message(_ context.Context, _ string, sender sessionstore.Sender, id string) (sessionstore.Event, bool, error) {

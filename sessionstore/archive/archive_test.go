@@ -169,7 +169,8 @@ func TestInsertMessages_storesTheClearFields(t *testing.T) {
 	a, uri := newArchive(t)
 	h := sessionstore.Header{
 		Type: sessionstore.TypeAIResponse, SessionID: "p04-s", MessageID: "m", Sender: sessionstore.SenderAI,
-		Timestamp: start, FileID: "f1", ModelID: "gpt", Tokens: 42, ResponseTime: 900,
+		Timestamp: start, FileID: "f1", ModelID: "gpt", ResponseTime: 900, FirstToken: 150,
+		Spent: sessionstore.Spent{Tokens: 42, TokensIn: 30, TokensOut: 12, TokensCached: 8, Calls: 2, Estimated: true},
 	}
 	e := sessionstore.WALEntry{ID: "1-0", Stored: sessionstore.Stored{SessionID: "p04-s", Epoch: "7-x", Seq: 3, H: h.Fragment(), C: []byte{9}}}
 	failed, err := a.InsertMessages(t.Context(), []sessionstore.WALEntry{e})
@@ -185,7 +186,8 @@ func TestInsertMessages_storesTheClearFields(t *testing.T) {
 	require.Equal(t, bson.M{
 		"_id": "p04-s:ai:m", "session_id": "p04-s", "epoch": "7-x", "seq": int64(3), "message_id": "m",
 		"type": "ai_response", "sender": "ai", "timestamp": bson.NewDateTimeFromTime(start), "file_id": "f1", "tokens": int64(42),
-		"response_time": int64(900), "model_id": "gpt", "h": string(h.Fragment()), "c": bson.Binary{Data: []byte{9}},
+		"tokens_in": int64(30), "tokens_out": int64(12), "tokens_cached": int64(8), "calls": int32(2), "estimated": true,
+		"first_token": int64(150), "response_time": int64(900), "model_id": "gpt", "h": string(h.Fragment()), "c": bson.Binary{Data: []byte{9}},
 	}, got)
 }
 
@@ -194,6 +196,7 @@ func TestInsertMessages_storesTheClearFields(t *testing.T) {
 func TestSaveSessions_goesForwardOnly(t *testing.T) {
 	a, uri := newArchive(t)
 	first := doc("p05-s", "u", start, 1)
+	first.Session.Spent = sessionstore.Spent{Tokens: 70, TokensIn: 50, TokensOut: 20, TokensCached: 5, Calls: 4}
 	first.Session.ResponseSum, first.Session.ResponseCount, first.Session.ResponseMax = 1000, 3, 500
 	require.NoError(t, a.SaveSessions(t.Context(), []sessionstore.SessionDoc{first}))
 	got, found, err := a.Session(t.Context(), "p05-s")
@@ -220,6 +223,7 @@ func TestSaveSessions_goesForwardOnly(t *testing.T) {
 	for _, field := range []string{
 		"_id", "user_id", "user_name", "name", "model_id", "start_time", "end_time", "duration", "last_activity", "message_count",
 		"admin_assisted", "assisting_admin_id", "assisting_admin_name", "help_requested", "owner", "total_tokens",
+		"total_tokens_in", "total_tokens_out", "total_tokens_cached", "total_calls",
 		"max_response_time", "avg_response_time", "takeovers", "intervals", "epoch", "last_seq", "key", "_ts", "_mt",
 	} {
 		require.Contains(t, stored, field)

@@ -30,7 +30,13 @@ type messageDoc struct {
 	Timestamp    time.Time `bson:"timestamp,omitempty"`
 	FileID       string    `bson:"file_id,omitempty"`
 	Tokens       int64     `bson:"tokens,omitempty"`
+	TokensIn     int64     `bson:"tokens_in,omitempty"`
+	TokensOut    int64     `bson:"tokens_out,omitempty"`
+	TokensCached int64     `bson:"tokens_cached,omitempty"` // a part of tokens_in
+	Calls        int       `bson:"calls,omitempty"`         // of providers
+	Estimated    bool      `bson:"estimated,omitempty"`     // not all of the tokens are the provider's count
 	ResponseTime int64     `bson:"response_time,omitempty"` // ms
+	FirstToken   int64     `bson:"first_token,omitempty"`   // ms
 	ModelID      string    `bson:"model_id,omitempty"`
 	H            string    `bson:"h"`           // header fragment, clear JSON without braces
 	C            []byte    `bson:"c,omitempty"` // sealed body fragment
@@ -59,7 +65,9 @@ func newMessageDoc(e sessionstore.WALEntry, now time.Time) (messageDoc, error) {
 		ID:        messageKey(e.SessionID, ev.Sender, ev.MessageID),
 		SessionID: e.SessionID, Epoch: e.Epoch, Seq: e.Seq,
 		MessageID: ev.MessageID, Type: ev.Type, Sender: string(ev.Sender), Timestamp: ev.Timestamp,
-		FileID: ev.FileID, Tokens: ev.Tokens, ResponseTime: ev.ResponseTime, ModelID: ev.ModelID,
+		FileID: ev.FileID, ModelID: ev.ModelID, Tokens: ev.Tokens, TokensIn: ev.TokensIn, TokensOut: ev.TokensOut,
+		TokensCached: ev.TokensCached, Calls: ev.Calls, Estimated: ev.Estimated,
+		ResponseTime: ev.ResponseTime, FirstToken: ev.FirstToken,
 		H: string(e.H), C: e.C, Created: now, Modified: now,
 	}, nil
 }
@@ -86,6 +94,10 @@ type sessionDoc struct {
 	Help          bool          `bson:"help_requested"`
 	Owner         string        `bson:"owner"`
 	Tokens        int64         `bson:"total_tokens"`
+	TokensIn      int64         `bson:"total_tokens_in"`
+	TokensOut     int64         `bson:"total_tokens_out"`
+	TokensCached  int64         `bson:"total_tokens_cached"`
+	Calls         int           `bson:"total_calls"`       // of providers
 	ResponseMax   int64         `bson:"max_response_time"` // ms
 	ResponseAvg   float64       `bson:"avg_response_time"` // ms
 	ResponseCount int64         `bson:"response_count"`    // gives the sum back, so that the average can go on after a rebuild
@@ -110,7 +122,8 @@ func newSessionDoc(in sessionstore.SessionDoc, now time.Time) sessionDoc {
 		ID: s.ID, UserID: s.UserID, UserName: s.UserName, Name: in.SealedName, ModelID: s.ModelID,
 		Start: s.Start, LastActivity: s.LastActivity, Messages: s.Messages,
 		Assisted: s.AdminAssisted, AdminID: s.AdminID, AdminName: s.AdminName, Help: s.HelpRequested, Owner: string(s.Owner),
-		Tokens: s.Tokens, ResponseMax: s.ResponseMax, ResponseCount: s.ResponseCount,
+		Tokens: s.Tokens, TokensIn: s.TokensIn, TokensOut: s.TokensOut, TokensCached: s.TokensCached, Calls: s.Calls,
+		ResponseMax: s.ResponseMax, ResponseCount: s.ResponseCount,
 		Takeovers: bson.A{}, Intervals: make([]intervalDoc, 0, len(in.Intervals)),
 		Epoch: s.Epoch, LastSeq: s.Seq, Key: in.WrappedKey, Created: now, Modified: now,
 	}
@@ -171,7 +184,9 @@ func (d sessionDoc) state() sessionstore.SessionDoc {
 		AdminAssisted: d.Assisted, HelpRequested: d.Help,
 		Position: sessionstore.Position{Epoch: d.Epoch, Seq: d.LastSeq}, Durable: d.LastSeq,
 		Start: d.Start.UTC(), LastActivity: d.LastActivity.UTC(),
-		Messages: d.Messages, Tokens: d.Tokens,
+		Messages: d.Messages, Spent: sessionstore.Spent{
+			Tokens: d.Tokens, TokensIn: d.TokensIn, TokensOut: d.TokensOut, TokensCached: d.TokensCached, Calls: d.Calls,
+		},
 		ResponseSum: int64(math.Round(d.ResponseAvg * float64(d.ResponseCount))),
 		ResponseMax: d.ResponseMax, ResponseCount: d.ResponseCount,
 	}

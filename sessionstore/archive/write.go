@@ -120,7 +120,9 @@ func (a *Archive) renumber(ctx context.Context, rows []messageDoc, there []int) 
 		}
 		models = append(models, mongo.NewUpdateOneModel().SetFilter(filter).SetUpdate(bson.D{{Key: "$set", Value: bson.D{
 			{Key: "epoch", Value: d.Epoch}, {Key: "seq", Value: d.Seq}, {Key: "timestamp", Value: d.Timestamp},
-			{Key: "tokens", Value: d.Tokens}, {Key: "response_time", Value: d.ResponseTime}, {Key: "model_id", Value: d.ModelID},
+			{Key: "tokens", Value: d.Tokens}, {Key: "tokens_in", Value: d.TokensIn}, {Key: "tokens_out", Value: d.TokensOut},
+			{Key: "tokens_cached", Value: d.TokensCached}, {Key: "calls", Value: d.Calls}, {Key: "estimated", Value: d.Estimated},
+			{Key: "response_time", Value: d.ResponseTime}, {Key: "first_token", Value: d.FirstToken}, {Key: "model_id", Value: d.ModelID},
 			{Key: "h", Value: d.H}, {Key: "c", Value: d.C}, {Key: "_mt", Value: d.Modified},
 		}}}))
 	}

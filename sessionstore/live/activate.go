@@ -32,7 +32,9 @@ type ending struct {
 	reason                string
 	ended                 sealedEvent
 	token, attempt, chunk string // of the running answer as read
+	calls                 string // booked and ended
 	partial               sealedEvent
+	spent                 sessionstore.Spent
 }
 
 func (s *Store) activate(ctx context.Context, userID, sid string, endCurrent bool) (sessionstore.Opened, error) {
@@ -57,10 +59,10 @@ func (s *Store) activate(ctx context.Context, userID, sid string, endCurrent boo
 	})
 	var end ending
 	for range maxRounds {
-		r, err := s.run(ctx, s.sc.activate, s.activateKeys(p, sid, userID, cur), append(s.args(p, sid, 18),
+		r, err := s.run(ctx, s.sc.activate, s.activateKeys(p, sid, userID, cur), append(s.args(p, sid, 20),
 			userID, cur, p.channel(cur), endCurrent, s.o.Window.Milliseconds(), started.id, started.h, started.c,
 			end.ended.id, end.ended.h, end.ended.c, end.reason, end.token, end.attempt, end.chunk,
-			end.partial.id, end.partial.h, end.partial.c)...)
+			end.partial.id, end.partial.h, end.partial.c, cost(end.spent), end.calls)...)
 		if err != nil {
 			return none, err
 		}
@@ -96,7 +98,8 @@ func (s *Store) readEnding(ctx context.Context, p partition, sid string, end *en
 	}
 	g := r.list(1).fields()
 	end.token, end.attempt, end.chunk = g["tok"], g["attempt"], g["chunk"]
-	end.partial, err = s.partial(ctx, sid, g, r.list(2), sessionstore.TypeEnded)
+	end.calls = numberOr0(g["calls"]) + " " + numberOr0(g["sn"])
+	end.partial, end.spent, err = s.partial(ctx, sid, g, r.list(2), sessionstore.TypeEnded)
 	return err
 }
 
@@ -104,5 +107,13 @@ func (s *Store) activateKeys(p partition, sid, userID, cur string) []string {
 	if cur == "" {
 		cur = sid // its keys are not used, but must be in the partition
 	}
-	return append(append(p.eventKeys(sid, userID), p.session(cur).all()...), p.beat())
+	return append(append(p.eventKeys(sid, userID), p.session(cur).all()...), p.beat(), p.spent(userID))
+}
+
+// numberOr0 is a field that may be absent, as activate.lua compares it.
+func numberOr0(field string) string {
+	if field == "" {
+		return "0"
+	}
+	return field
 }

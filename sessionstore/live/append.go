@@ -91,9 +91,9 @@ func (s *Store) append(ctx context.Context, sid string, a sessionstore.Append) (
 	}
 	name := key.Seal([]byte(a.Name), seal.NameAD(sid))
 	for range maxRounds {
-		r, err := s.runSoon(ctx, s.sc.append, keys, append(s.args(p, sid, 11),
+		r, err := s.runSoon(ctx, s.sc.append, keys, append(s.args(p, sid, 12),
 			ev.id, ev.h, ev.c, counts(a.Event.Type), question, s.o.AskDelay.Milliseconds(),
-			name, a.ModelID, help, admin, s.o.HoldLease.Milliseconds())...)
+			name, a.ModelID, help, admin, s.o.HoldLease.Milliseconds(), a.Unmetered)...)
 		if err != nil {
 			return sessionstore.Appended{}, err
 		}
@@ -162,11 +162,11 @@ func (s *Store) readmit(ctx context.Context, ev sessionstore.Event) (sessionstor
 	if err != nil {
 		return sessionstore.Appended{}, err
 	}
-	key, err := s.DataKey(ctx, ev.SessionID)
+	f, err := s.facts(ctx, ev.SessionID)
 	if err != nil {
 		return sessionstore.Appended{}, err
 	}
-	e := sealEvent(key, ev)
+	e := sealEvent(f.key, ev)
 	answer, fence := "", ""
 	switch ev.Type {
 	case sessionstore.TypeAIResponse:
@@ -176,8 +176,8 @@ func (s *Store) readmit(ctx context.Context, ev sessionstore.Event) (sessionstor
 	}
 	args := s.args(p, ev.SessionID, 9)
 	args[4] = max(s.pl.seen(ev.SessionID), ev.Seq) // the number it had was given, whether Redis knows that or not
-	r, err := s.run(ctx, s.sc.readmit, p.answerKeys(ev.SessionID), append(args,
-		e.id, e.h, e.c, counts(ev.Type), ev.Metadata[sessionstore.MetaAnswers], answer, ev.Tokens, ev.ResponseTime, fence)...)
+	r, err := s.run(ctx, s.sc.readmit, p.endKeys(ev.SessionID, f.user), append(args,
+		e.id, e.h, e.c, counts(ev.Type), ev.Metadata[sessionstore.MetaAnswers], answer, cost(ev.Spent), ev.ResponseTime, fence)...)
 	if err != nil {
 		return sessionstore.Appended{}, err
 	}

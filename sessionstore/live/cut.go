@@ -112,33 +112,35 @@ func (s *Store) settle(ctx context.Context, sid string) error {
 	if g["state"] != "cut" {
 		return nil
 	}
-	partial, err := s.partial(ctx, sid, g, r.list(2), g["cw"])
+	partial, spent, err := s.partial(ctx, sid, g, r.list(2), g["cw"])
 	if err != nil {
 		return err
 	}
-	_, err = s.run(ctx, s.sc.settle, p.eventKeys(sid, r.str(3)), append(s.args(p, sid, 4),
-		g["cid"], partial.id, partial.h, partial.c)...)
+	_, err = s.run(ctx, s.sc.settle, p.endKeys(sid, r.str(3)), append(s.args(p, sid, 5),
+		g["cid"], partial.id, partial.h, partial.c, cost(spent))...)
 	return err
 }
 
-// partial seals what was shown of an answer (its gen hash and chunks) as an event of its own; empty if nothing was.
-func (s *Store) partial(ctx context.Context, sid string, g map[string]string, chunks reply, why string) (sealedEvent, error) {
-	text, err := s.openChunks(ctx, sid, g["aid"], chunks)
+// partial seals what was shown of an answer (its gen hash and chunks) as an event of its own, empty if nothing was, and
+// tells what the answer cost.
+func (s *Store) partial(ctx context.Context, sid string, g map[string]string, chunks reply, why string) (sealedEvent, sessionstore.Spent, error) {
+	text, late, err := s.openChunks(ctx, sid, g["aid"], chunks, g["ba"])
+	spent := s.spent(g, late)
 	if err != nil || text == "" {
-		return sealedEvent{}, err
+		return sealedEvent{}, spent, err
 	}
 	key, err := s.DataKey(ctx, sid)
 	if err != nil {
-		return sealedEvent{}, err
+		return sealedEvent{}, spent, err
 	}
 	return sealEvent(key, sessionstore.Event{
 		Header: sessionstore.Header{
 			Type: sessionstore.TypeAIResponse, SessionID: sid, MessageID: g["aid"], Sender: sessionstore.SenderAI,
-			ModelID: g["model"],
+			ModelID: g["model"], Spent: spent,
 		},
 		Body: sessionstore.Body{Content: text, Metadata: map[string]string{
 			sessionstore.MetaInterrupted: why,
 			sessionstore.MetaAnswers:     strings.Join(strings.Fields(g["q"]), " "),
 		}},
-	}), nil
+	}), spent, nil
 }

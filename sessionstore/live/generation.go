@@ -66,17 +66,17 @@ func (s *Store) acquire(ctx context.Context, sid string) (sessionstore.Generatio
 	return none, errRounds
 }
 
-// generation reads `OK gen model headers chunks`.
+// generation reads `OK gen session headers chunks`.
 func (s *Store) generation(ctx context.Context, sid string, r reply) (sessionstore.Generation, error) {
-	f := r.list(1).fields()
+	f, ses := r.list(1).fields(), r.list(2).fields()
 	num := func(name string) int {
 		n, _ := strconv.Atoi(f[name])
 		return n
 	}
 	g := sessionstore.Generation{
 		SessionID: sid, AnswerID: f["aid"], Token: f["tok"], Attempt: num("attempt"), Chunk: num("chunk"),
-		Questions: strings.Fields(f["q"]), UpTo: int64(num("upto")), ModelID: r.str(2),
-		Calls: num("calls"), Takeovers: num("tko"),
+		Questions: strings.Fields(f["q"]), UpTo: int64(num("upto")), ModelID: ses["model"],
+		Takeovers: num("tko"), Conversations: conversations(ses),
 	}
 	heads := r.list(3)
 	for i := range heads {
@@ -85,23 +85,11 @@ func (s *Store) generation(ctx context.Context, sid string, r reply) (sessionsto
 			g.Replaces = ev.Target
 		}
 	}
+	var late string
 	var err error
-	g.Text, err = s.openChunks(ctx, sid, g.AnswerID, r.list(4))
+	g.Text, late, err = s.openChunks(ctx, sid, g.AnswerID, r.list(4), f["ba"])
+	g.Spent = s.spent(f, late)
 	return g, err
-}
-
-// Book counts a call of a provider before its request leaves, so that the number of calls is exact whatever happens
-// then. Errors: ErrFenced, ErrAway.
-func (s *Store) Book(ctx context.Context, g *sessionstore.Generation, modelID string) error {
-	p, err := s.part(g.SessionID)
-	if err == nil {
-		_, err = s.run(ctx, s.sc.book, []string{p.session(g.SessionID).gen()}, g.Token, g.Calls+1, modelID)
-	}
-	if err != nil {
-		return fmt.Errorf("book call in session %s: %w", g.SessionID, err)
-	}
-	g.Calls++
-	return nil
 }
 
 // Renew prolongs the lease, also when it returns ErrStopped: the answer still has to be finished. Other errors:
@@ -175,25 +163,26 @@ func (s *Store) finish(ctx context.Context, g *sessionstore.Generation, ev sessi
 	if err != nil {
 		return sessionstore.Appended{}, false, err
 	}
-	key, err := s.DataKey(ctx, ev.SessionID)
+	f, err := s.facts(ctx, ev.SessionID)
 	if err != nil {
 		return sessionstore.Appended{}, false, err
 	}
-	e := sealEvent(key, ev)
-	r, err := s.run(ctx, s.sc.final, p.answerKeys(ev.SessionID), append(s.args(p, ev.SessionID, 8),
-		e.id, e.h, e.c, g.Token, g.Attempt, g.Chunk, ev.Tokens, ev.ResponseTime)...)
+	e := sealEvent(f.key, ev)
+	r, err := s.run(ctx, s.sc.final, p.endKeys(ev.SessionID, f.user), append(s.args(p, ev.SessionID, 10),
+		e.id, e.h, e.c, g.Token, g.Attempt, g.Chunk, cost(ev.Spent), ev.ResponseTime, g.SaidBy, g.Said)...)
 	if err != nil {
 		return sessionstore.Appended{}, false, err
 	}
 	return appended(r), r.str(3) == "1", nil
 }
 
-// Release gives up the lease without an answer, which is due at once: another replica goes on. Not to hold it any
-// more is no error.
+// Release gives up the lease without an answer, which is due at once: another replica goes on, and what the answer has
+// cost so far, g.Spent, counts as known. Not to hold it any more is no error.
 func (s *Store) Release(ctx context.Context, g *sessionstore.Generation) error {
 	p, err := s.part(g.SessionID)
 	if err == nil {
-		_, err = s.run(ctx, s.sc.release, []string{p.session(g.SessionID).gen(), p.due()}, g.SessionID, g.Token)
+		_, err = s.run(ctx, s.sc.release, []string{p.session(g.SessionID).gen(), p.due()}, g.SessionID, g.Token,
+			g.Calls, settled(g.Spent))
 	}
 	if err != nil && !errors.Is(err, sessionstore.ErrFenced) {
 		return fmt.Errorf("release answer in session %s: %w", g.SessionID, err)

@@ -16,7 +16,7 @@ import (
 
 func finalEvent(g sessionstore.Generation) sessionstore.Event {
 	return sessionstore.Event{
-		Header: sessionstore.Header{Tokens: 10, ResponseTime: 120},
+		Header: sessionstore.Header{Spent: sessionstore.Spent{Tokens: 10, TokensIn: 7, TokensOut: 3, Calls: g.Calls}, ResponseTime: 120},
 		Body: sessionstore.Body{Content: g.Text, Metadata: map[string]string{
 			sessionstore.MetaAnswers: strings.Join(g.Questions, " "),
 		}},
@@ -42,7 +42,7 @@ func TestAnswer_fromQuestionToFinal(t *testing.T) {
 	_, err = beside(t, s, "r2").Acquire(ctx, sid)
 	require.ErrorIs(t, err, sessionstore.ErrHeld)
 
-	require.NoError(t, s.Book(ctx, &g, "gpt"))
+	require.NoError(t, s.Book(ctx, &g, sessionstore.Call{ModelID: "gpt", Prompt: 7}))
 	require.NoError(t, s.Chunk(ctx, &g, "Hel", false))
 	require.NoError(t, s.Chunk(ctx, &g, "lo", false))
 	require.NoError(t, s.Renew(ctx, &g))
@@ -71,7 +71,7 @@ func TestAnswer_fromQuestionToFinal(t *testing.T) {
 	assert.LessOrEqual(t, dueAt(t, s, "ask", sid), time.Now().UnixMilli()+1000)
 	require.ErrorIs(t, s.Chunk(ctx, &g, "late", false), sessionstore.ErrFenced)
 	require.ErrorIs(t, s.Renew(ctx, &g), sessionstore.ErrFenced)
-	require.ErrorIs(t, s.Book(ctx, &g, "gpt"), sessionstore.ErrFenced)
+	require.ErrorIs(t, s.Book(ctx, &g, sessionstore.Call{ModelID: "gpt"}), sessionstore.ErrFenced)
 
 	g2, err := s.Acquire(ctx, sid)
 	require.NoError(t, err)
@@ -84,7 +84,7 @@ func TestAnswer_fromQuestionToFinal(t *testing.T) {
 	ses, err := s.Session(ctx, sid)
 	require.NoError(t, err)
 	assert.EqualValues(t, 5, ses.Messages)
-	assert.EqualValues(t, 20, ses.Tokens)
+	assert.Equal(t, sessionstore.Spent{Tokens: 20, TokensIn: 14, TokensOut: 6, Calls: 1}, ses.Spent)
 	assert.EqualValues(t, 240, ses.ResponseSum)
 	assert.EqualValues(t, 120, ses.ResponseMax)
 	assert.EqualValues(t, 2, ses.ResponseCount)
@@ -179,12 +179,20 @@ func TestBook_twiceCountsOnce(t *testing.T) {
 	g, err := s.Acquire(ctx, sid)
 	require.NoError(t, err)
 	twin := g
-	require.NoError(t, s.Book(ctx, &g, "m"))
-	require.NoError(t, s.Book(ctx, &twin, "m"))
+	require.NoError(t, s.Book(ctx, &g, sessionstore.Call{ModelID: "m"}))
+	require.NoError(t, s.Book(ctx, &twin, sessionstore.Call{ModelID: "m"}))
 	p, _ := s.part(sid)
 	calls, err := s.client.HGet(ctx, p.session(sid).gen(), "calls").Int()
 	require.NoError(t, err)
 	assert.Equal(t, 1, calls)
+
+	late := g
+	late.Calls = 0 // a delayed repetition of the first booking, after the second
+	require.NoError(t, s.Book(ctx, &g, sessionstore.Call{ModelID: "other", Prompt: 9}))
+	require.NoError(t, s.Book(ctx, &late, sessionstore.Call{ModelID: "m", Prompt: 1}))
+	gen, err := s.client.HGetAll(ctx, p.session(sid).gen()).Result()
+	require.NoError(t, err)
+	assert.Equal(t, []string{"2", "other", "9", "1"}, []string{gen["calls"], gen["model"], gen["pe"], gen["sn"]})
 }
 
 func TestStop_reachesTheProducer(t *testing.T) {

@@ -24,6 +24,7 @@ const defaultPrefix = "rt:"
 //	on            zset    sid -> latest lease of its sockets: online now
 //	live          zset    sid -> end of its reconnect window: active
 //	u:<uid>       string  the user's active session                                    until that session ends
+//	b:<uid>       hash    d day since 1970 in UTC, n tokens that the user has spent on it   2 days after the last
 //	s:<sid>       hash    the session, see sessionKeys                                 as long as the session
 //	keeper        string  fencing token of the partition's keeper                      lapses with the keeper
 //	dead          stream  entries of the WAL that MongoDB will not take, as in wal, and why  until an operator decides
@@ -50,6 +51,7 @@ func (p partition) doc() string               { return string(p) + "doc" }
 func (p partition) on() string                { return string(p) + "on" }
 func (p partition) live() string              { return string(p) + "live" }
 func (p partition) user(id string) string     { return string(p) + "u:" + id }
+func (p partition) spent(id string) string    { return string(p) + "b:" + id }
 func (p partition) keeper() string            { return string(p) + "keeper" }
 func (p partition) dead() string              { return string(p) + "dead" }
 func (p partition) replicas() string          { return string(p) + "replicas" }
@@ -71,14 +73,19 @@ func (p partition) session(sid string) sessionKeys { return sessionKeys(string(p
 //	                      name (both of the last one), fence of the hold: message id of its admin_join, absent while
 //	                      nobody holds it; asst 1, help 1, hw end of the time that help keeps the session;
 //	                      ct start, is start of the present interval, et end, la last activity, iv past intervals
-//	                      (start-end,…); mc messages, tk tokens, rs rm rn sum, maximum and number of response times;
+//	                      (start-end,…); mc messages, tk tokens, of which ti in, to out and tc from a cache, cl calls of
+//	                      providers; free 1: its user's tokens are not limited; cv:<model> conversation that a provider
+//	                      remembers: "upto answer id", see sessionstore.Conversation, lost when the session is rebuilt,
+//	                      in the clear because it is only an id; rs rm rn sum, maximum and number of response times;
 //	                      fd when the feed was last told of an event
 //	s:<sid>:log   stream  <seq>-0 -> e, h, c of each durable event
 //	s:<sid>:ids   hash    sender:message_id -> seq; answered:message_id -> seq of the answer, of questions that Redis has
 //	                      lost and whose answer came back first
 //	s:<sid>:ask   zset    message id of a question that the AI owes an answer -> its seq
 //	s:<sid>:gen   hash    the answer being produced: aid, state run|cut|done, tok, attempt, chunk, q questions, qn their
-//	                      seqs, upto, model, calls, tko takeovers, stop; while cut also ck kind of the cause, cid ch cc
+//	                      seqs, upto, tko takeovers, stop; calls of providers booked, model and pe estimated prompt tokens
+//	                      of the last of them, ba "attempt chunk" when it was booked; sn how many of them have ended, su
+//	                      what these cost: "tokens in out cached estimated"; while cut also ck kind of the cause, cid ch cc
 //	                      its id in ids, h and c, cw why (its type)
 //	s:<sid>:gc    list    "attempt chunk c" of each chunk since the last reset
 //	s:<sid>:c     zset    <replica>.<conn> -> lease of the socket; expires with the newest one, so that those of a replica
@@ -113,6 +120,11 @@ func (p partition) appendKeys(sid string) []string {
 func (p partition) answerKeys(sid string) []string {
 	k := p.session(sid)
 	return append(p.appendKeys(sid), k.gen(), k.chunks())
+}
+
+// endKeys are KEYS 1-14 of event.lua and, as 15, what the user has spent.
+func (p partition) endKeys(sid, userID string) []string {
+	return append(p.eventKeys(sid, userID), p.spent(userID))
 }
 
 // beat is a hash: at, when a keeper was last here, and until, up to when no session expires; milliseconds of Redis.

@@ -68,7 +68,7 @@ func (s *Store) read(ctx context.Context, sid string, pos sessionstore.Position)
 
 // running makes one message of the answer so far.
 func (s *Store) running(ctx context.Context, sid, epoch string, g, chunks reply) (*sessionstore.Message, error) {
-	text, err := s.openChunks(ctx, sid, g.str(0), chunks)
+	text, _, err := s.openChunks(ctx, sid, g.str(0), chunks, "")
 	if err != nil {
 		return nil, err
 	}
@@ -87,16 +87,22 @@ func (s *Store) running(ctx context.Context, sid, epoch string, g, chunks reply)
 	}, nil
 }
 
-// openChunks joins the text of an answer's stored chunks.
-func (s *Store) openChunks(ctx context.Context, sid, answerID string, chunks reply) (string, error) {
+// openChunks joins the text of an answer's stored chunks. late is the part of it that came after the chunk named by mark,
+// "attempt chunk".
+func (s *Store) openChunks(ctx context.Context, sid, answerID string, chunks reply, mark string) (all, late string, err error) {
 	if len(chunks) == 0 {
-		return "", nil
+		return "", "", nil
 	}
 	key, err := s.DataKey(ctx, sid)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	var text strings.Builder
+	from, marked, markedChunk := 0, 0, 0
+	if first, second, ok := strings.Cut(mark, " "); ok {
+		marked, _ = strconv.Atoi(first)
+		markedChunk, _ = strconv.Atoi(second)
+	}
 	for i := range chunks {
 		attempt, rest, _ := strings.Cut(chunks.str(i), " ")
 		chunk, c, _ := strings.Cut(rest, " ")
@@ -104,15 +110,18 @@ func (s *Store) openChunks(ctx context.Context, sid, answerID string, chunks rep
 		n, _ := strconv.Atoi(chunk)
 		body, err := key.Open([]byte(c), seal.ChunkAD(sid, answerID, a, n))
 		if err != nil {
-			return "", fmt.Errorf("open chunk %d of attempt %d of answer %s: %w", n, a, answerID, err)
+			return "", "", fmt.Errorf("open chunk %d of attempt %d of answer %s: %w", n, a, answerID, err)
 		}
 		ev, err := sessionstore.ParseFrame(sessionstore.Frame(0, body, nil))
 		if err != nil {
-			return "", fmt.Errorf("read chunk %d of attempt %d of answer %s: %w", n, a, answerID, err)
+			return "", "", fmt.Errorf("read chunk %d of attempt %d of answer %s: %w", n, a, answerID, err)
 		}
 		text.WriteString(ev.Delta)
+		if a < marked || a == marked && n <= markedChunk {
+			from = text.Len()
+		}
 	}
-	return text.String(), nil
+	return text.String(), text.String()[from:], nil
 }
 
 // Before returns the newest limit events whose seq is below before (before <= 0: from the top), oldest first, and the

@@ -98,7 +98,8 @@ func docFields(doc sessionstore.SessionDoc) []any {
 		"ow", string(d.Owner), "aid", d.AdminID, "an", d.AdminName, "fence", d.Fence, "asst", flag(d.AdminAssisted),
 		"help", flag(d.HelpRequested), "ct", millis(d.Start), "is", millis(start), "et", millis(d.End),
 		"la", millis(d.LastActivity), "iv", strings.Join(past, ","),
-		"mc", d.Messages, "tk", d.Tokens, "rs", d.ResponseSum, "rm", d.ResponseMax, "rn", d.ResponseCount,
+		"mc", d.Messages, "tk", d.Tokens, "ti", d.TokensIn, "to", d.TokensOut, "tc", d.TokensCached, "cl", d.Calls,
+		"rs", d.ResponseSum, "rm", d.ResponseMax, "rn", d.ResponseCount,
 	}
 }
 

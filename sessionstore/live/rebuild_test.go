@@ -98,7 +98,7 @@ func TestReadmit_writesALostAnswerAgain(t *testing.T) {
 	q := ask(t, s, sid, "q")
 	answer := sessionstore.Event{
 		Header: sessionstore.Header{Type: sessionstore.TypeAIResponse, SessionID: sid, MessageID: AnswerID(sid, q),
-			Sender: sessionstore.SenderAI, Tokens: 7},
+			Sender: sessionstore.SenderAI, Spent: sessionstore.Spent{Tokens: 7}},
 		Body: sessionstore.Body{Content: "answer", Metadata: map[string]string{sessionstore.MetaAnswers: q}},
 	}
 	g, err := s.Acquire(ctx, sid) // another replica began to answer meanwhile
@@ -456,12 +456,14 @@ func story(t *testing.T, s *Store, user string) {
 		Type: sessionstore.TypeTyping, SessionID: sid, MessageID: uuid.NewString(), Sender: sessionstore.SenderUser}}))
 	g, err := s.Acquire(ctx, sid)
 	require.NoError(t, err)
-	require.NoError(t, s.Book(ctx, &g, "m"))
+	require.NoError(t, s.Book(ctx, &g, sessionstore.Call{ModelID: "m", Prompt: 5}))
 	require.NoError(t, s.Chunk(ctx, &g, "half", false))
 	require.NoError(t, s.Release(ctx, &g))
 	g, err = s.Acquire(ctx, sid)
 	require.NoError(t, err)
+	require.NoError(t, s.Book(ctx, &g, sessionstore.Call{ModelID: "m", Prompt: 5}))
 	require.NoError(t, s.Chunk(ctx, &g, "an answer", true))
+	g.Said, g.SaidBy = "conversation", "m"
 	_, _, err = s.Finish(ctx, &g, finalEvent(g))
 	require.NoError(t, err)
 	_, err = s.Touch(ctx, []Conn{{sid, "r1.1"}})
@@ -469,6 +471,8 @@ func story(t *testing.T, s *Store, user string) {
 	ask(t, s, sid, "q")
 	g, err = s.Acquire(ctx, sid)
 	require.NoError(t, err)
+	assert.Equal(t, map[string]sessionstore.Conversation{"m": {ID: "conversation", UpTo: 2, Answer: 3}}, g.Conversations)
+	require.NoError(t, s.Book(ctx, &g, sessionstore.Call{ModelID: "m", Prompt: 5}))
 	require.NoError(t, s.Chunk(ctx, &g, "cut", false))
 	require.NoError(t, s.Stop(ctx, sid, ""))
 	_, err = s.Cut(ctx, joinEvent(sid), &Hold{AdminID: "a1", Name: "Eve"})
@@ -476,6 +480,7 @@ func story(t *testing.T, s *Store, user string) {
 	page, err := s.Read(ctx, sid, sessionstore.Position{})
 	require.NoError(t, err)
 	assert.Len(t, page.Messages, 6)
+	assert.Equal(t, sessionstore.Spent{Tokens: 16, TokensIn: 12, TokensOut: 4, Calls: 3}, page.Session.Spent)
 	_, err = s.Append(ctx, adminSays(sid, "a1", "hello"))
 	require.NoError(t, err)
 	_, fence, err := s.StealHold(ctx, sid, bob, uuid.NewString())
@@ -491,10 +496,17 @@ func story(t *testing.T, s *Store, user string) {
 	ask(t, s, second, "q")
 	g, err = s.Acquire(ctx, second)
 	require.NoError(t, err)
+	require.NoError(t, s.Book(ctx, &g, sessionstore.Call{ModelID: "m", Prompt: 5}))
 	require.NoError(t, s.Chunk(ctx, &g, "cut", false))
 	_, err = s.Activate(ctx, user, sid, true)
 	require.NoError(t, err)
 	assert.Len(t, transcript(t, s, second), 4)
+	ses, err := s.Session(ctx, second)
+	require.NoError(t, err)
+	assert.Equal(t, sessionstore.Spent{Tokens: 6, TokensIn: 5, TokensOut: 1, Calls: 1}, ses.Spent)
+	day, err := s.client.HGet(ctx, s.parts[Partition(user)].spent(user), "n").Int()
+	require.NoError(t, err)
+	assert.Equal(t, 22, day)
 	assert.Len(t, transcript(t, s, sid), 11)
 	tops, err := s.Positions(ctx, []string{sid, second})
 	require.NoError(t, err)

@@ -70,9 +70,9 @@ func stripComments(src []byte) []byte {
 
 // scripts are the scripts of the methods of Store.
 type scripts struct {
-	append, publish, open, touch, gone, read, restore, rebuild *script
-	acquire, book, renew, chunk, final, release, stop, readmit *script
-	cut, running, settle, expire, hold, leave, activate        *script
+	append, publish, open, touch, gone, read, restore, rebuild         *script
+	acquire, book, budget, renew, chunk, final, release, stop, readmit *script
+	cut, running, settle, expire, hold, leave, activate                *script
 }
 
 func loadScripts() (scripts, error) {
@@ -94,6 +94,7 @@ func loadScripts() (scripts, error) {
 		{&sc.rebuild, "rebuild", withLife, true},
 		{&sc.acquire, "acquire", withLife, true},
 		{&sc.book, "book", onlyPrelude, true},
+		{&sc.budget, "budget", onlyPrelude, true},
 		{&sc.renew, "renew", onlyPrelude, true},
 		{&sc.chunk, "chunk", onlyPrelude, false},
 		{&sc.final, "final", withLife, true},
@@ -207,6 +208,8 @@ func codeError(code string) error {
 		return sessionstore.ErrHeld
 	case "NOTOWED":
 		return sessionstore.ErrNotOwed
+	case "BUDGET":
+		return sessionstore.ErrBudget
 	case "STOP":
 		return sessionstore.ErrStopped
 	case "GAP":

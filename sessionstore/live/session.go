@@ -82,7 +82,9 @@ func sessionFields(sid string, h map[string]string) sessionstore.Session {
 		AdminAssisted: h["asst"] == "1", HelpRequested: h["help"] == "1",
 		Position: sessionstore.Position{Epoch: h["e"], Seq: num("s")}, Durable: num("d"),
 		Start: at("ct"), LastActivity: at("la"),
-		Messages: num("mc"), Tokens: num("tk"),
+		Messages: num("mc"),
+		Spent: sessionstore.Spent{Tokens: num("tk"), TokensIn: num("ti"), TokensOut: num("to"), TokensCached: num("tc"),
+			Calls: int(num("cl"))},
 		ResponseSum: num("rs"), ResponseMax: num("rm"), ResponseCount: num("rn"),
 	}
 	if !ses.Active {

@@ -41,6 +41,9 @@ type Options struct {
 	Wait        int
 	WaitTimeout time.Duration // default 100ms, at most 1s: less than a command may take
 
+	TokensPerDay   int64            // tokens that one user may spend a day (UTC); default 0: any number
+	EstimateTokens func(string) int // of a text, for calls that nobody reports; default: a quarter of its characters
+
 	LogBytes int          // part of a session's log that is kept after it is in MongoDB; default 256 KiB
 	Log      *slog.Logger // nil: discard
 }
@@ -77,6 +80,9 @@ func New(o Options) (*Store, error) {
 	}
 	if o.Replica == "" {
 		errs = append(errs, errors.New("option Replica is required"))
+	}
+	if o.TokensPerDay < 0 {
+		errs = append(errs, errors.New("option TokensPerDay is negative"))
 	}
 	if o.LogBytes < 0 {
 		errs = append(errs, errors.New("option LogBytes is negative"))
@@ -140,6 +146,9 @@ func (o *Options) defaults() (errs []error) {
 	}
 	if o.LogBytes == 0 {
 		o.LogBytes = 256 << 10
+	}
+	if o.EstimateTokens == nil {
+		o.EstimateTokens = estimateTokens
 	}
 	if o.Subscriber == nil {
 		o.Subscriber = o.Client

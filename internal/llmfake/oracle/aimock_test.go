@@ -40,7 +40,7 @@ var tongues = []tongue{
 }
 
 // spoken is how many of the tongues this version has an adapter for.
-const spoken = 1
+const spoken = 4
 
 // startEmulator runs aimock with our fixtures and returns its address.
 func startEmulator(t *testing.T) string {

@@ -3,7 +3,7 @@
 -- KEYS  1-10 of event.lua
 -- ARGV  1-6 of event.lua  7 first owed question as read, '' if none  8 id of the answer to it  9 fresh token
 --       10 lease in milliseconds
--- Returns  OK gen hash, model, header fragments of the questions, chunks | SETTLE | RETRY | CLEARED | HELD | NOTOWED
+-- Returns  OK gen hash, session hash, header fragments of the questions, chunks | SETTLE | RETRY | CLEARED | HELD | NOTOWED
 --          | ENDED | ASSISTED | NOTFOUND
 local S = session()
 if not S then
@@ -22,8 +22,7 @@ local function answer(seqs)
   end
   call('ZADD', KEYS[3], int(now + tonumber(ARGV[10])), due)
   call('ZREM', KEYS[3], 'ask:' .. S.id)
-  local model = call('HGET', S.key, 'model') or ''
-  return { 'OK', call('HGETALL', S.gen), model, heads, call('LRANGE', S.gc, 0, -1) }
+  return { 'OK', call('HGETALL', S.gen), call('HGETALL', S.key), heads, call('LRANGE', S.gc, 0, -1) }
 end
 
 if g[1] == 'cut' then return { 'SETTLE' } end
@@ -69,6 +68,6 @@ for i = 1, #ask, 2 do
 end
 call('HSET', S.gen, 'aid', ARGV[8], 'state', 'run', 'tok', ARGV[9], 'attempt', '1', 'chunk', '0',
   'q', table.concat(questions, ' '), 'qn', table.concat(seqs, ' '), 'upto', int(S.s), 'calls', '0', 'tko', '0')
-call('HDEL', S.gen, 'stop', 'model', 'ck', 'cid', 'ch', 'cc', 'cw')
+call('HDEL', S.gen, 'stop', 'model', 'pe', 'ba', 'sn', 'su', 'ck', 'cid', 'ch', 'cc', 'cw')
 call('DEL', S.gc)
 return answer(table.concat(seqs, ' '))

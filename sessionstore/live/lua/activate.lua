@@ -6,12 +6,12 @@
 -- was shown of the answer that runs there. RUNS stops the answer, so that it does not grow until the next try.
 --
 -- KEYS  1-14 of event.lua, of the session to reopen  15 s  16 log  17 ids  18 ask  19 gen  20 gc  21 c of the user's
---       present session  22 beat
+--       present session  22 beat  23 what the user has spent
 -- ARGV  1-6 of event.lua  7 user id  8 the user's session as read, '' if none  9 its channel  10 '1': end it
 --       11 window in milliseconds  12-14 field in ids, h, c of the session_started that says that it goes on
 --       15-17 the same of the other's session_ended, '' if not made yet  18 reason that this one gives
---       19 token, 20 attempt and 21 chunk of the answer that runs there, as read
---       22-24 field in ids, h, c of its partial, '' if nothing was shown
+--       19 token, 20 attempt and 21 chunk of the answer that runs there, as read, 26 how many calls it had
+--       22-24 field in ids, h, c of its partial, '' if nothing was shown  25 what it cost, as in final.lua
 -- Returns  OK hash | THERE hash (it is active) | RETRY sid | SETTLE sid | ENDING sid reason | RUNS sid
 --          | ACTIVE sid | NOTFOUND
 local S = session()
@@ -27,17 +27,19 @@ if C and C.st == 'active' then
   local deadline = tonumber(call('ZSCORE', KEYS[13], cur) or now)
   local over = now > deadline and not kept(C) and not paused(KEYS[22])
   if not over and ARGV[10] ~= '1' then return { 'ACTIVE', cur } end
-  local g = call('HMGET', C.gen, 'state', 'tok', 'attempt', 'chunk', 'q')
+  local g = call('HMGET', C.gen, 'state', 'tok', 'attempt', 'chunk', 'q', 'aid', 'calls', 'sn')
   if g[1] == 'cut' then return { 'SETTLE', cur } end
   local reason = over and 'expired' or 'replaced'
   if ARGV[18] ~= reason then return { 'ENDING', cur, reason } end
   local running = g[1] == 'run'
-  if running and ((g[2] or '') ~= ARGV[19] or g[3] ~= ARGV[20] or g[4] ~= ARGV[21]) then
+  if running and ((g[2] or '') ~= ARGV[19] or g[3] ~= ARGV[20] or g[4] ~= ARGV[21]
+    or (g[7] or '0') .. ' ' .. (g[8] or '0') ~= ARGV[26]) then
     call('HSET', C.gen, 'stop', '1')
     return { 'RUNS', cur }
   end
   local high = seen
   seen = 0 -- it is of the session to reopen
+  if running and call('HEXISTS', C.ids, 'ai:' .. (g[6] or '')) == 0 then usage(C, KEYS[23], ARGV[25], 0) end
   if running and ARGV[22] ~= '' and call('HEXISTS', C.ids, ARGV[22]) == 0 then
     emit(C, ARGV[22], ARGV[23], ARGV[24], 1)
     answered(C, g[5])

@@ -5,6 +5,7 @@
 --       owed, else ''  12 milliseconds until a keeper looks after it  13 sealed name, if the session has none yet, else ''
 --       14 model of the session from now on, else ''  15 milliseconds that a request for help keeps the session, else ''
 --       16 admin who writes, '' if none does  17 lease of the hold in milliseconds
+--       18 '1': what the session costs from now on does not count against its user's day
 -- Returns  OK epoch seq owed(1|0) | DUP epoch seq owed | NOTFOUND | ENDED | SETTLE | ASSISTED | NOTHELD
 local S = session()
 if not S then return { 'NOTFOUND' } end
@@ -36,6 +37,7 @@ if ARGV[15] ~= '' then
   end
   changed(S)
 end
+if ARGV[18] == '1' then call('HSET', S.key, 'free', '1') end
 local owed = '0'
 -- What Redis lost may come back in any order: the answer may be here before its question (readmit.lua).
 if question ~= '' and S.ow ~= 'human' and call('HEXISTS', S.ids, 'answered:' .. question) == 0 then

@@ -9,9 +9,21 @@ local function answered(S, questions)
   return left
 end
 
--- usage books what an answer cost and how long it took.
-local function usage(S, tokens, response)
-  if tokens > 0 then call('HINCRBY', S.key, 'tk', tokens) end
+-- usage books what an answer cost ("tokens in out cached calls"), also against its user's day (key spent), and how long
+-- it took.
+local function usage(S, spent, cost, response)
+  local names, i, tokens = { 'tk', 'ti', 'to', 'tc', 'cl' }, 0, '0'
+  for n in string.gmatch(cost, '%d+') do
+    i = i + 1
+    if i == 1 then tokens = n end
+    if n ~= '0' then call('HINCRBY', S.key, names[i], n) end
+  end
+  if tokens ~= '0' and call('HGET', S.key, 'free') ~= '1' then
+    local day = math.floor(now / 86400000)
+    if tonumber(call('HGET', spent, 'd') or 0) < day then call('HSET', spent, 'd', int(day), 'n', '0') end
+    call('HINCRBY', spent, 'n', tokens)
+    call('PEXPIRE', spent, '172800000')
+  end
   if response <= 0 then return end
   call('HINCRBY', S.key, 'rs', response)
   call('HINCRBY', S.key, 'rn', 1)

@@ -1,9 +1,9 @@
 -- readmit.lua writes an event again that its author holds and this Redis has lost. The token it was written under is
 -- lost, too, so none is asked for.
 --
--- KEYS  1-10 of event.lua
+-- KEYS  1-14 of event.lua  15 what its user has spent
 -- ARGV  1-6 of event.lua  7 field in ids  8 h  9 c  10 counts as a message (1|0)  11 questions it answers, ''
---       12 message id, if it is an answer  13 tokens  14 response time  15 fence of the hold that it ends, ''
+--       12 message id, if it is an answer  13 what it cost, as in final.lua  14 response time  15 fence of the hold that it ends, ''
 -- Returns  OK|DUP epoch seq | NOTFOUND | ENDED | HELD (another answer to one of its questions is being produced)
 local S = session()
 if not S then return { 'NOTFOUND' } end
@@ -25,7 +25,7 @@ if ARGV[12] ~= '' and S.ow ~= 'human' then
 end
 local seq = emit(S, ARGV[7], ARGV[8], ARGV[9], tonumber(ARGV[10]))
 if ARGV[12] ~= '' then
-  usage(S, tonumber(ARGV[13]), tonumber(ARGV[14]))
+  usage(S, KEYS[15], ARGV[13], tonumber(ARGV[14]))
   local g = call('HMGET', S.gen, 'aid', 'state')
   if g[1] == ARGV[12] and g[2] == 'run' then idle(S) end
   answered(S, ARGV[11])
