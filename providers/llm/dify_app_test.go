@@ -260,4 +260,3 @@ func (w difyShape) check(t *testing.T, o difySeen) {
 	assert.Equal(t, difyConversation, o.Conversation)
 	assert.Equal(t, len(o.states) > 1, o.FirstToken > 0)
 }
-
