@@ -11,23 +11,23 @@ import (
 
 // newVoice makes what hears and speaks.
 func newVoice(s *config.Settings, log *slog.Logger) (*llm.Voice, error) {
-	m, in, out := s.Chatbox.LLM, s.Chatbox.Transcriber, s.Chatbox.Speech
+	m, in, out := modelsOf(s, log), s.Chatbox.Transcriber, s.Chatbox.Speech
 	return llm.NewVoice(llm.VoiceOptions{
 		Transcriber: llm.TranscriberConfig{
 			VoiceService: llm.VoiceService{
-				Type: voiceType(in.Type), Endpoint: in.Endpoint, APIKey: in.APIKey.Reveal(), Model: in.Model, Headers: revealed(in.Headers),
+				Type: voiceType(in.Type), Endpoint: in.Endpoint, APIKey: in.APIKey.Reveal(), Model: in.Model, Headers: reveal(in.Headers),
 				Connect: in.ConnectTimeout, Total: in.TotalTimeout,
 			},
 			MaxBytes: int64(in.MaxBytes), MaxLength: time.Duration(in.MaxSeconds) * time.Second,
 		},
 		Speaker: llm.SpeakerConfig{
 			VoiceService: llm.VoiceService{
-				Type: voiceType(out.Type), Endpoint: out.Endpoint, APIKey: out.APIKey.Reveal(), Model: out.Model, Headers: revealed(out.Headers),
+				Type: voiceType(out.Type), Endpoint: out.Endpoint, APIKey: out.APIKey.Reveal(), Model: out.Model, Headers: reveal(out.Headers),
 				Connect: out.ConnectTimeout, Total: out.TotalTimeout,
 			},
 			Enabled: out.Enabled, Voice: out.Voice, Format: out.Format, MaxChars: out.MaxChars,
 		},
-		Providers: providersOf(s), Attempts: m.Attempts, BackoffBase: m.BackoffBase, BackoffCap: m.BackoffCap, Log: log,
+		Providers: m.Providers, Attempts: m.Attempts, BackoffBase: m.BackoffBase, BackoffCap: m.BackoffCap, Alert: m.Alert, Log: log,
 	})
 }
 
@@ -50,12 +50,4 @@ func voiceType(typ string) string {
 		return ""
 	}
 	return typ
-}
-
-func revealed(headers map[string]config.Secret) map[string]string {
-	out := make(map[string]string, len(headers))
-	for k, v := range headers {
-		out[k] = v.Reveal()
-	}
-	return out
 }
