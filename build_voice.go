@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"log/slog"
 	"time"
 
 	"github.com/real-rm/chatbox/providers/files"
 	"github.com/real-rm/chatbox/providers/llm"
 	"github.com/real-rm/chatbox/server/config"
+	"github.com/real-rm/chatbox/server/turn"
 )
 
 // newVoice makes what hears and speaks.
@@ -42,6 +44,24 @@ func newIntake(s *config.Settings, store files.Store, log *slog.Logger) (*files.
 		return nil, err
 	}
 	return files.NewIntake(files.IntakeOptions{Store: store, Fetcher: fetcher, Policy: f.External, MaxBytes: int64(f.MaxBytes), Log: log})
+}
+
+// made lets an Intake take the files of answers one by one.
+type made struct{ in *files.Intake }
+
+var _ turn.Files = made{}
+
+// Take implements turn.Files.
+func (m made) Take(ctx context.Context, sessionID string, f llm.File) (fileID, link string, err error) {
+	taken, err := m.in.Take(ctx, sessionID, []files.Made{files.Made(f)})
+	switch {
+	case len(taken.FileIDs) > 0:
+		return taken.FileIDs[0], "", nil
+	case len(taken.Links) > 0:
+		return "", taken.Links[0].URL, nil
+	default:
+		return "", "", err
+	}
 }
 
 // voiceType is the settings' word for a choice that package llm makes of nothing.

@@ -74,3 +74,16 @@ func TestBuild_takesInFilesByThePolicyOfTheSettings(t *testing.T) {
 		assert.Equal(t, want, got)
 	}
 }
+
+// Promise 24: what a turn is told of a file is an id, or a link, or an error.
+func TestMade_tellsTheTurnWhatBecameOfAFile(t *testing.T) {
+	in, err := files.NewIntake(files.IntakeOptions{})
+	require.NoError(t, err)
+	id, link, err := made{in}.Take(t.Context(), "s", llm.File{Name: "a.png", URL: "https://example.com/a.png"})
+	require.NoError(t, err)
+	assert.Empty(t, id)
+	assert.Equal(t, "https://example.com/a.png", link)
+	_, link, err = made{in}.Take(t.Context(), "s", llm.File{URL: "http://127.0.0.1/a.png"})
+	require.Error(t, err)
+	assert.Empty(t, link)
+}

@@ -296,7 +296,9 @@ type short struct {
 }
 
 func (s short) Context(context.Context, string, int64) ([]sessionstore.Event, error) {
-	return []sessionstore.Event{reply("older", "q0")}, nil
+	ev := reply("older", "q0")
+	ev.SessionID = sid
+	return []sessionstore.Event{ev}, nil
 }
 
 func (s short) Message(ctx context.Context, sid string, sender sessionstore.Sender, id string) (sessionstore.Event, bool, error) {
