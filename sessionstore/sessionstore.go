@@ -163,7 +163,8 @@ type Generation struct {
 	Said   string
 	SaidBy string
 
-	Takeovers int // how often another replica had to go on because the producer fell silent; hand-overs do not count
+	Takeovers int  // how often another replica had to go on because the producer fell silent; hand-overs do not count
+	Whole     bool // Redis has never lost anything of the session: it knows of every answer that was given
 }
 
 // Call is one request to a provider, about to leave.

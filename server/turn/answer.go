@@ -27,7 +27,7 @@ func (r *Runner) work(ctx context.Context, current *run, sessionID string) (agai
 	}
 	gctx, cancel := context.WithCancelCause(ctx)
 	defer r.hold(current, g.AnswerID, cancel)()
-	a := &answer{Runner: r, ctx: gctx, g: &g, cancel: cancel, begun: time.Now(), more: make(chan struct{}, 1), alive: time.Now()}
+	a := &answer{Runner: r, run: current, ctx: gctx, g: &g, cancel: cancel, begun: time.Now(), more: make(chan struct{}, 1), alive: time.Now()}
 	a.files = newTaking(gctx, r.opts.Files, sessionID)
 	defer a.files.cancel()
 	return a.produce(gctx)
@@ -40,9 +40,11 @@ type answer struct {
 	g      *sessionstore.Generation // written by the chunk sender while it runs, by produce before and after
 	cancel context.CancelCauseFunc
 	begun  time.Time
-	todo   job           // set by ask
-	asked  string        // the model that was asked last
-	took   time.Duration // until the last token
+	run    *run               // that it belongs to
+	todo   job                // set by ask
+	before sessionstore.Event // what MongoDB has of the answer; set by ask with errGiven
+	asked  string             // the model that was asked last
+	took   time.Duration      // until the last token
 	files  *taking
 	more   chan struct{} // holds a token when pending or closed changed
 
@@ -68,6 +70,9 @@ func (a *answer) produce(ctx context.Context) (again bool) {
 	a.log.Info("answer begun", "session_id", sid, "message_id", a.g.AnswerID, "attempt", a.g.Attempt, "takeovers", a.g.Takeovers)
 	a.reset = a.g.Chunk > 0 // unless the model can go on after what was shown
 	if a.g.Takeovers > a.opts.MaxTakeovers {
+		if a.given(ctx) {
+			return a.finish(ctx, llm.Result{}, errGiven)
+		}
 		if todo, err := a.job(ctx); err == nil {
 			a.todo = todo // the final says what it is about, also when it fails
 		}

@@ -61,6 +61,9 @@ func (a *answer) ask(ctx context.Context) (llm.Result, error) {
 	if a.g.ModelID == "" || !a.opts.Models.Has(a.g.ModelID) {
 		a.g.ModelID = a.opts.Models.Default()
 	}
+	if a.given(ctx) {
+		return llm.Result{}, errGiven
+	}
 	todo, err := a.job(ctx)
 	if err != nil {
 		return llm.Result{}, err

@@ -137,6 +137,8 @@ func (a *answer) finish(ctx context.Context, result llm.Result, err error) (agai
 		errors.Is(err, sessionstore.ErrNotFound), errors.Is(err, sessionstore.ErrAssisted):
 		log.Warn("answer given up", "error", err.Error())
 		return false
+	case errors.Is(err, errGiven):
+		return a.putBack(wctx, log)
 	case errors.Is(err, errDrain):
 		if rerr := a.retry(wctx, func(ctx context.Context) error { return a.opts.Store.Release(ctx, a.g) }); rerr != nil {
 			log.Warn("lease not released", "error", rerr.Error())

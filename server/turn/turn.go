@@ -46,6 +46,11 @@ type Authored interface {
 	Keep(ev sessionstore.Event, at sessionstore.Position)
 }
 
+// Reviver adds to a session in Redis what MongoDB has and Redis has lost.
+type Reviver interface {
+	Revive(ctx context.Context, sessionID, userID string) error
+}
+
 // Models are the models that can be asked.
 type Models interface {
 	Stream(ctx context.Context, req llm.Request, obs llm.Observer, emit func(llm.Delta) error) (llm.Result, error)
@@ -67,6 +72,7 @@ type Options struct {
 	History      History
 	Models       Models
 	Authored     Authored // optional
+	Revival      Reviver  // optional: without it an answer that only MongoDB has is given a second time
 	Catalog      Catalog  // optional: without it models have their ids for names, and windows of 32,000 tokens
 	Files        Files    // optional: without it the files that models make are https links, or lost
 	SystemPrompt string
@@ -94,6 +100,7 @@ type Runner struct {
 type run struct {
 	again    bool   // asked for once more while working
 	answerID string // of the generation held now, empty between generations
+	putBack  string // id of the answer that was last put back from MongoDB; used by the turn alone
 	cancel   context.CancelCauseFunc
 }
 

@@ -66,7 +66,7 @@ func (s *Store) acquire(ctx context.Context, sid string) (sessionstore.Generatio
 	return none, errRounds
 }
 
-// generation reads `OK gen session headers chunks`.
+// generation reads `OK gen session headers chunks whole`.
 func (s *Store) generation(ctx context.Context, sid string, r reply) (sessionstore.Generation, error) {
 	f, ses := r.list(1).fields(), r.list(2).fields()
 	num := func(name string) int {
@@ -76,7 +76,7 @@ func (s *Store) generation(ctx context.Context, sid string, r reply) (sessionsto
 	g := sessionstore.Generation{
 		SessionID: sid, AnswerID: f["aid"], Token: f["tok"], Attempt: num("attempt"), Chunk: num("chunk"),
 		Questions: strings.Fields(f["q"]), UpTo: int64(num("upto")), ModelID: ses["model"],
-		Takeovers: num("tko"), Conversations: conversations(ses),
+		Takeovers: num("tko"), Conversations: conversations(ses), Whole: r.str(5) == "1",
 	}
 	heads := r.list(3)
 	for i := range heads {

@@ -3,7 +3,8 @@
 -- KEYS  1-10 of event.lua
 -- ARGV  1-6 of event.lua  7 first owed question as read, '' if none  8 id of the answer to it  9 fresh token
 --       10 lease in milliseconds
--- Returns  OK gen hash, session hash, header fragments of the questions, chunks | SETTLE | RETRY | CLEARED | HELD | NOTOWED
+-- Returns  OK gen hash, session hash, header fragments of the questions, chunks, whole ('1': nothing was ever lost of the
+--          session) | SETTLE | RETRY | CLEARED | HELD | NOTOWED
 --          | ENDED | ASSISTED | NOTFOUND
 local S = session()
 if not S then
@@ -22,7 +23,8 @@ local function answer(seqs)
   end
   call('ZADD', KEYS[3], int(now + tonumber(ARGV[10])), due)
   call('ZREM', KEYS[3], 'ask:' .. S.id)
-  return { 'OK', call('HGETALL', S.gen), call('HGETALL', S.key), heads, call('LRANGE', S.gc, 0, -1) }
+  local whole = string.match(S.e, '^1%-') and instance() == S.inst
+  return { 'OK', call('HGETALL', S.gen), call('HGETALL', S.key), heads, call('LRANGE', S.gc, 0, -1), whole and '1' or '0' }
 end
 
 if g[1] == 'cut' then return { 'SETTLE' } end
