@@ -296,7 +296,9 @@ type short struct {
 }
 
 func (s short) Context(context.Context, string, int64) ([]sessionstore.Event, error) {
-	return []sessionstore.Event{reply("older", "q0")}, nil
+	older := reply("older", "q0")
+	older.SessionID = s.sid()
+	return []sessionstore.Event{older}, nil
 }
 
 func (s short) Message(ctx context.Context, sid string, sender sessionstore.Sender, id string) (sessionstore.Event, bool, error) {
