@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"log/slog"
 	"time"
 
@@ -42,6 +43,22 @@ func newIntake(s *config.Settings, store files.Store, log *slog.Logger) (*files.
 		return nil, err
 	}
 	return files.NewIntake(files.IntakeOptions{Store: store, Fetcher: fetcher, Policy: f.External, MaxBytes: int64(f.MaxBytes), Log: log})
+}
+
+// intake takes in the files of answers one by one, as turns make them known.
+type intake struct{ files *files.Intake }
+
+// Take implements turn.Files.
+func (i intake) Take(ctx context.Context, sessionID string, f llm.File) (fileID, link string, err error) {
+	taken, err := i.files.Take(ctx, sessionID, []files.Made{files.Made(f)})
+	switch {
+	case len(taken.FileIDs) > 0:
+		return taken.FileIDs[0], "", nil
+	case len(taken.Links) > 0:
+		return "", taken.Links[0].URL, nil
+	default:
+		return "", "", err
+	}
 }
 
 // voiceType is the settings' word for a choice that package llm makes of nothing.

@@ -13,6 +13,7 @@ import (
 	"github.com/real-rm/chatbox/providers/files"
 	"github.com/real-rm/chatbox/providers/llm"
 	"github.com/real-rm/chatbox/server/config"
+	"github.com/real-rm/chatbox/server/turn"
 )
 
 // A file of an answer is one that the intake takes, field by field.
@@ -72,5 +73,20 @@ func TestBuild_takesInFilesByThePolicyOfTheSettings(t *testing.T) {
 		got, err := p.intake.Take(t.Context(), "s", made)
 		require.NoError(t, err)
 		assert.Equal(t, want, got)
+	}
+}
+
+// What a turn is told of a file goes by the same policy, and no page is ever shown a link into a private network.
+func TestBuild_givesTurnsTheFilesOfAnswersByThePolicyOfTheSettings(t *testing.T) {
+	for policy, want := range map[string]string{"link": "https://example.com/x.png", "drop": ""} {
+		p, _, err := buildWith(t, "[chatbox.ai_files]\nexternal = \""+policy+"\"\n")
+		require.NoError(t, err)
+		var taker turn.Files = intake{p.intake}
+		id, link, err := taker.Take(t.Context(), "p01-s", llm.File{URL: "https://example.com/x.png"})
+		require.NoError(t, err)
+		assert.Empty(t, id)
+		assert.Equal(t, want, link)
+		_, link, _ = taker.Take(t.Context(), "p01-s", llm.File{URL: "https://10.0.0.1/x.png"})
+		assert.Empty(t, link)
 	}
 }
