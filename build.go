@@ -90,7 +90,7 @@ func build(s *config.Settings, log *slog.Logger) (*parts, error) {
 		return nil, err
 	}
 	if p.turns, err = turn.New(turn.Options{
-		Store: p.live, History: history, Models: p.models, Catalog: p.models, Authored: p.wrote, Files: intake{p.intake},
+		Store: p.live, History: history, Models: p.models, Catalog: p.models, Files: made{p.intake}, Authored: p.wrote,
 		SystemPrompt: s.Chatbox.LLM.SystemPrompt, SystemPrompts: systemPrompts(s), Lease: s.Cluster.GenerationLease, Log: component("turn"),
 	}); err != nil {
 		return nil, err

@@ -8,6 +8,7 @@ import (
 	"github.com/real-rm/chatbox/providers/files"
 	"github.com/real-rm/chatbox/providers/llm"
 	"github.com/real-rm/chatbox/server/config"
+	"github.com/real-rm/chatbox/server/turn"
 )
 
 // newVoice makes what hears and speaks.
@@ -45,12 +46,14 @@ func newIntake(s *config.Settings, store files.Store, log *slog.Logger) (*files.
 	return files.NewIntake(files.IntakeOptions{Store: store, Fetcher: fetcher, Policy: f.External, MaxBytes: int64(f.MaxBytes), Log: log})
 }
 
-// intake takes in the files of answers one by one, as turns make them known.
-type intake struct{ files *files.Intake }
+// made lets an Intake take the files of answers one by one.
+type made struct{ in *files.Intake }
+
+var _ turn.Files = made{}
 
 // Take implements turn.Files.
-func (i intake) Take(ctx context.Context, sessionID string, f llm.File) (fileID, link string, err error) {
-	taken, err := i.files.Take(ctx, sessionID, []files.Made{files.Made(f)})
+func (m made) Take(ctx context.Context, sessionID string, f llm.File) (fileID, link string, err error) {
+	taken, err := m.in.Take(ctx, sessionID, []files.Made{files.Made(f)})
 	switch {
 	case len(taken.FileIDs) > 0:
 		return taken.FileIDs[0], "", nil

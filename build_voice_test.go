@@ -13,7 +13,6 @@ import (
 	"github.com/real-rm/chatbox/providers/files"
 	"github.com/real-rm/chatbox/providers/llm"
 	"github.com/real-rm/chatbox/server/config"
-	"github.com/real-rm/chatbox/server/turn"
 )
 
 // A file of an answer is one that the intake takes, field by field.
@@ -76,17 +75,29 @@ func TestBuild_takesInFilesByThePolicyOfTheSettings(t *testing.T) {
 	}
 }
 
-// What a turn is told of a file goes by the same policy, and no page is ever shown a link into a private network.
+// Promise 24: what a turn is told of a file is an id, or a link, or an error.
+func TestMade_tellsTheTurnWhatBecameOfAFile(t *testing.T) {
+	in, err := files.NewIntake(files.IntakeOptions{})
+	require.NoError(t, err)
+	id, link, err := made{in}.Take(t.Context(), "s", llm.File{Name: "a.png", URL: "https://example.com/a.png"})
+	require.NoError(t, err)
+	assert.Empty(t, id)
+	assert.Equal(t, "https://example.com/a.png", link)
+	_, link, err = made{in}.Take(t.Context(), "s", llm.File{URL: "http://127.0.0.1/a.png"})
+	require.Error(t, err)
+	assert.Empty(t, link)
+}
+
+// It goes by the policy of the settings, and no page is ever shown a link into a private network.
 func TestBuild_givesTurnsTheFilesOfAnswersByThePolicyOfTheSettings(t *testing.T) {
 	for policy, want := range map[string]string{"link": "https://example.com/x.png", "drop": ""} {
 		p, _, err := buildWith(t, "[chatbox.ai_files]\nexternal = \""+policy+"\"\n")
 		require.NoError(t, err)
-		var taker turn.Files = intake{p.intake}
-		id, link, err := taker.Take(t.Context(), "p01-s", llm.File{URL: "https://example.com/x.png"})
+		id, link, err := made{p.intake}.Take(t.Context(), "p01-s", llm.File{URL: "https://example.com/x.png"})
 		require.NoError(t, err)
 		assert.Empty(t, id)
 		assert.Equal(t, want, link)
-		_, link, _ = taker.Take(t.Context(), "p01-s", llm.File{URL: "https://10.0.0.1/x.png"})
+		_, link, _ = made{p.intake}.Take(t.Context(), "p01-s", llm.File{URL: "https://10.0.0.1/x.png"})
 		assert.Empty(t, link)
 	}
 }

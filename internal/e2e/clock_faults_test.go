@@ -161,6 +161,7 @@ func sound(t *testing.T, c *cluster, sid string) {
 // F27. With clocks 10 minutes apart a user comes back to their session within the window, and not after it, on any
 // replica, also when Redis has lost the session and it is up to MongoDB's times.
 func TestClocks_windowsEndByRedis(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	const window = 8 * time.Second
 	cs := startSkewed(t, options{chatbox: unlimited, window: window}, -skew, 0, skew)
 	c := cs.c
@@ -219,6 +220,7 @@ func TestClocks_windowsEndByRedis(t *testing.T) {
 // together, is told a time to wait within the minute, and can go on after it; a replica whose clock steps does not
 // call Redis away when it is there, nor there when it is away.
 func TestClocks_ratesAndReadinessGoByTimePassed(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	const limit = 12
 	cs := startSkewed(t, options{chatbox: fmt.Sprintf("rate_limit = %d", limit)}, -skew, 0, skew)
 	c := cs.c

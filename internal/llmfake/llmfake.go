@@ -10,7 +10,7 @@
 //	                          /dify/v1 too, with GET /dify/files/… for the files that it makes
 //	OpenAI audio              POST /v1/audio/transcriptions, /v1/audio/speech
 //
-// What the last user message commands decides the answer, in the same way in all formats. When several questions
+// What the first line of the last user message commands decides the answer, in the same way in all formats. When several questions
 // are answered at once, the last one decides. Text that is no command is answered with a short Markdown reply that
 // quotes it and says how many earlier messages of the conversation arrived. Commands, with what they default to:
 //

@@ -28,10 +28,11 @@ var commands = map[string]bool{"tokens": true, "slow": true, "big": true, "echo"
 	"complete": true, "forget": true, "error": true, "stall": true, "stallmid": true, "cut": true, "abort": true,
 	"mid": true, "fail": true}
 
-// parseScript reads a command from a user's text. Anything that is none gives the ordinary reply.
+// parseScript reads a command from the first line of a user's text. Anything that is none gives the ordinary reply.
 func parseScript(text string) script {
 	s := script{n: -1}
-	fields := strings.Fields(text)
+	line, _, _ := strings.Cut(strings.TrimSpace(text), "\n") // what follows may be anything, cut by whoever asks
+	fields := strings.Fields(line)
 	if len(fields) == 0 || !strings.HasPrefix(fields[0], "!") || !commands[fields[0][1:]] {
 		return s
 	}

@@ -38,13 +38,13 @@ func ExampleIntake_Take() {
 	}
 	taken, err := intake.Take(context.Background(), "p01-session", made)
 	fmt.Println(err) // logged; the answer is given all the same
-	fmt.Println(taken.Metadata()["file_ids"])
-	fmt.Println(taken.Metadata()["links"])
+	fmt.Println(taken.FileIDs)
+	fmt.Println(taken.Links)
 	fmt.Println(store["data.csv"])
 	// Output:
 	// take in file 3: fetch foreign file: address: its scheme is not https
-	// file-1
-	// [{"name":"chart","mime":"image/png","url":"https://charts.example.com/c.png"}]
+	// [file-1]
+	// [{chart image/png https://charts.example.com/c.png}]
 	// text/csv: a,b
 	// 1,2
 }

@@ -3,7 +3,6 @@ package files
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -24,12 +23,6 @@ const (
 	defaultIntakeBytes = 50 << 20
 	defaultIntakeFiles = 16
 	defaultIntakeTime  = 50 * time.Second // providers keep files open for a minute after the answer
-)
-
-// Keys of the metadata that tells of the files of an answer.
-const (
-	MetadataFileIDs = "file_ids" // ids, separated by commas
-	MetadataLinks   = "links"    // a JSON list of objects with name, mime (if known) and url
 )
 
 // Store keeps files.
@@ -61,20 +54,6 @@ type Taken struct {
 	FileIDs []string
 	Links   []Link
 	Dropped int // left out by policy
-}
-
-// Metadata is Taken as the metadata of the answer's message. Empty parts are left out.
-func (t Taken) Metadata() map[string]string {
-	m := map[string]string{}
-	if len(t.FileIDs) > 0 {
-		m[MetadataFileIDs] = strings.Join(t.FileIDs, ",")
-	}
-	if len(t.Links) > 0 {
-		if b, err := json.Marshal(t.Links); err == nil {
-			m[MetadataLinks] = string(b)
-		}
-	}
-	return m
 }
 
 // IntakeOptions tells what an Intake works with.

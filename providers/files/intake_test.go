@@ -3,7 +3,6 @@ package files
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -74,7 +73,6 @@ func TestTake_ofBytes_givesThemToTheStore(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, Taken{FileIDs: []string{"id-1", "id-2"}}, got)
 	assert.Equal(t, []string{"s1 plot.png image/png " + png, "s1 file.html text/html; charset=utf-8 <html><script>1</script></html>"}, store.kept)
-	assert.Equal(t, map[string]string{"file_ids": "id-1,id-2"}, got.Metadata())
 }
 
 // Feature: chat-application-websocket, Property 24 (Promise 24): or its external address is passed on.
@@ -84,9 +82,6 @@ func TestTake_ofAnAddress_passesItOn(t *testing.T) {
 		require.NoError(t, err)
 		want := []Link{{Name: "ab.png", MIME: "image/png", URL: "https://files.example.com/a?b"}, {Name: "plot.pdf", URL: "https://example.com/dir/plot.pdf"}}
 		assert.Equal(t, Taken{Links: want}, got)
-		var links []Link
-		require.NoError(t, json.Unmarshal([]byte(got.Metadata()["links"]), &links))
-		assert.Equal(t, want, links)
 	}
 }
 
@@ -97,7 +92,6 @@ func TestTake_ofAnAddressThatIsNone_isAnError(t *testing.T) {
 		require.Error(t, err, address)
 		assert.NotContains(t, err.Error(), "s3cr3t")
 		assert.Empty(t, got)
-		assert.Empty(t, got.Metadata())
 	}
 }
 

@@ -3,6 +3,8 @@ package llm
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 )
@@ -185,11 +187,11 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// reveals says whether a text holds the key or the value of a header or of a query parameter.
+// reveals says whether a text holds the key, or the value of a header, of an app's variable or of a query parameter.
 func (c Config) reveals(text string) bool {
 	secrets := []string{c.APIKey}
-	for _, v := range c.Headers {
-		secrets = append(secrets, v)
+	for _, values := range []map[string]string{c.Headers, c.Inputs} {
+		secrets = slices.AppendSeq(secrets, maps.Values(values))
 	}
 	if u, err := parseEndpoint(c.Endpoint); err == nil {
 		for _, values := range u.Query() {

@@ -200,6 +200,14 @@ func (s *Set) Limits(id string) (contextTokens, maxOutput int) {
 	return c.ContextTokens, c.MaxOutput
 }
 
+// TokenFactor returns by how much EstimateTokens is to be multiplied for a model: what its reports have taught, else 1.
+func (s *Set) TokenFactor(id string) float64 {
+	if t := s.entry(id).tokens; t != nil {
+		return t.factor()
+	}
+	return 1
+}
+
 // Close gives up idle connections, after it has waited, at most 5 s for each Dify app, until runs that were left are
 // stopped. Requests under way go on.
 func (s *Set) Close() {

@@ -85,6 +85,10 @@ func (h *History) Page(ctx context.Context, sessionID string, before int64, limi
 	return Transcript{Events: r.newest, More: r.more, Partial: r.partial}, nil
 }
 
+// errNoDocument says that the messages of a session cannot be opened yet: its document, which holds the key, is written
+// after them, and MongoDB went away in between.
+var errNoDocument = errors.New("there are messages but no document")
+
 // reading is one Page under way.
 type reading struct {
 	h         *History
@@ -96,7 +100,7 @@ type reading struct {
 	more, partial bool
 }
 
-// between adds what MongoDB has between two seqs, both excluded. before 0 means no bound. With MongoDB away the page
+// between adds what MongoDB has between two seqs, both excluded. before 0 means no bound. What cannot be read now the page
 // goes on without, if Redis has anything.
 func (r *reading) between(ctx context.Context, after, before int64) error {
 	if before > 0 && after+1 >= before {
@@ -104,7 +108,7 @@ func (r *reading) between(ctx context.Context, after, before int64) error {
 	}
 	room := r.limit - len(r.newest)
 	stored, err := r.h.archived(ctx, r.sessionID, before, room)
-	if errors.Is(err, sessionstore.ErrArchive) && len(r.seen) > 0 {
+	if (errors.Is(err, sessionstore.ErrArchive) || errors.Is(err, errNoDocument)) && len(r.seen) > 0 {
 		r.more, r.partial = true, true
 		return nil
 	}
@@ -162,7 +166,7 @@ func (h *History) open(ctx context.Context, sessionID string, stored []sessionst
 		return nil, err
 	}
 	if !found {
-		return nil, fmt.Errorf("session %s has messages but no document: %w", sessionID, sessionstore.ErrUnsealed)
+		return nil, fmt.Errorf("session %s: %w: %w", sessionID, errNoDocument, sessionstore.ErrUnsealed)
 	}
 	key, err := h.Keys.Unwrap(sessionID, doc.WrappedKey)
 	if err != nil {

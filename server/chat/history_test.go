@@ -23,6 +23,7 @@ type book struct {
 	ring               *seal.Keyring
 	away               bool
 	gone               bool // Redis has forgotten the session
+	noDoc              bool // MongoDB has messages of it, but not yet the document
 }
 
 func newBook(t require.TestingT, n, stored, trimmed int64) *book {
@@ -96,6 +97,9 @@ func (b *book) Messages(_ context.Context, _ string, before int64, limit int) ([
 }
 
 func (b *book) Session(context.Context, string) (sessionstore.SessionDoc, bool, error) {
+	if b.noDoc {
+		return sessionstore.SessionDoc{}, false, nil
+	}
 	return sessionstore.SessionDoc{WrappedKey: b.wrapped}, true, nil
 }
 
@@ -161,11 +165,17 @@ func TestHistory_isPartialWhereRedisHasAHole(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, page.Events, 20)
 	require.False(t, page.Partial)
-	b.away = true
-	page, err = h.Page(t.Context(), sid, 0, 50)
-	require.NoError(t, err)
-	require.Len(t, page.Events, 18)
-	require.True(t, page.Partial)
+	for _, fault := range []*bool{&b.away, &b.noDoc} {
+		*fault = true
+		page, err = h.Page(t.Context(), sid, 0, 50)
+		require.NoError(t, err)
+		require.Len(t, page.Events, 18)
+		require.True(t, page.Partial)
+		*fault = false
+	}
+	b.gone, b.noDoc = true, true
+	_, err = h.Page(t.Context(), sid, 0, 50)
+	require.ErrorIs(t, err, sessionstore.ErrUnsealed)
 }
 
 // An answer that came back under another number while MongoDB has it under its first one is there once.

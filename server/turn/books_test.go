@@ -88,8 +88,8 @@ func newWire(t *testing.T, change func(*llm.SetOptions)) *wire {
 	o := llm.SetOptions{
 		Providers:   []llm.Config{entry("default", "other"), entry("other")},
 		BackoffBase: time.Millisecond, BackoffCap: 2 * time.Millisecond,
-		// The conversations of a test share the provider: what one makes of it must not keep the next from asking it at all.
-		BreakerFailures: 1 << 30, BreakerOpen: time.Nanosecond, RetryFloor: 1 << 30,
+		// Hundreds of failures are scripted here: what spares a provider that is down must not spare them.
+		BreakerOpen: 1, RetryFloor: 1 << 20,
 	}
 	if change != nil {
 		change(&o)

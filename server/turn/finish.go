@@ -26,6 +26,9 @@ const (
 // failedWord is metadata.interrupted of an answer that failed after something of it was shown.
 const failedWord = "failed"
 
+// offered is metadata.help: the page should offer a person.
+const offered = "offered"
+
 var errTakeovers = errors.New("the answer was begun too often")
 
 // keepLease renews the lease until the answer is done, and cancels it when the store says so, or when the store
@@ -151,6 +154,9 @@ func (a *answer) finish(ctx context.Context, result llm.Result, err error) (agai
 	if lost := a.files.describe(meta); lost > 0 {
 		log.Warn("files of an answer were not kept", "files", lost)
 	}
+	if result.Paused { // the provider's workflow waits for a person
+		meta[sessionstore.MetaHelp] = offered
+	}
 	if by != a.g.ModelID && (a.g.Text != "" || a.files.any()) {
 		meta[sessionstore.MetaAnsweredBy] = a.nameOf(by)
 	}
@@ -216,7 +222,7 @@ func (a *answer) failure(err error, meta map[string]string) {
 	case a.g.Text != "":
 		meta[sessionstore.MetaInterrupted] = failedWord
 	case down != nil || err == nil:
-		meta[sessionstore.MetaHelp] = "offered"
+		meta[sessionstore.MetaHelp] = offered
 	}
 }
 

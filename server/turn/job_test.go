@@ -296,9 +296,9 @@ type short struct {
 }
 
 func (s short) Context(context.Context, string, int64) ([]sessionstore.Event, error) {
-	older := reply("older", "q0")
-	older.SessionID = s.sid()
-	return []sessionstore.Event{older}, nil
+	ev := reply("older", "q0")
+	ev.SessionID = sid
+	return []sessionstore.Event{ev}, nil
 }
 
 func (s short) Message(ctx context.Context, sid string, sender sessionstore.Sender, id string) (sessionstore.Event, bool, error) {
