@@ -90,8 +90,8 @@ func build(s *config.Settings, log *slog.Logger) (*parts, error) {
 		return nil, err
 	}
 	if p.turns, err = turn.New(turn.Options{
-		Store: p.live, History: history, Models: p.models, Catalog: p.models, Files: made{p.intake}, Authored: p.wrote, Revival: p.revival, SystemPrompt: s.Chatbox.LLM.SystemPrompt, Lease: s.Cluster.GenerationLease,
-		Log: component("turn"),
+		Store: p.live, History: history, Models: p.models, Catalog: p.models, Files: made{p.intake}, Authored: p.wrote, Revival: p.revival,
+		SystemPrompt: s.Chatbox.LLM.SystemPrompt, SystemPrompts: systemPrompts(s), Lease: s.Cluster.GenerationLease, Log: component("turn"),
 	}); err != nil {
 		return nil, err
 	}

@@ -87,3 +87,17 @@ func TestMade_tellsTheTurnWhatBecameOfAFile(t *testing.T) {
 	require.Error(t, err)
 	assert.Empty(t, link)
 }
+
+// It goes by the policy of the settings, and no page is ever shown a link into a private network.
+func TestBuild_givesTurnsTheFilesOfAnswersByThePolicyOfTheSettings(t *testing.T) {
+	for policy, want := range map[string]string{"link": "https://example.com/x.png", "drop": ""} {
+		p, _, err := buildWith(t, "[chatbox.ai_files]\nexternal = \""+policy+"\"\n")
+		require.NoError(t, err)
+		id, link, err := made{p.intake}.Take(t.Context(), "p01-s", llm.File{URL: "https://example.com/x.png"})
+		require.NoError(t, err)
+		assert.Empty(t, id)
+		assert.Equal(t, want, link)
+		_, link, _ = made{p.intake}.Take(t.Context(), "p01-s", llm.File{URL: "https://10.0.0.1/x.png"})
+		assert.Empty(t, link)
+	}
+}

@@ -43,6 +43,15 @@ func providersOf(s *config.Settings) []llm.Config {
 	return out
 }
 
+// systemPrompts are the texts that open the conversations of models, by their ids.
+func systemPrompts(s *config.Settings) map[string]string {
+	out := make(map[string]string, len(s.Chatbox.LLM.Providers))
+	for _, p := range s.Chatbox.LLM.Providers {
+		out[p.ID] = p.SystemPrompt
+	}
+	return out
+}
+
 // offered is the models as clients learn of them.
 func offered(models []llm.Model) []protocol.Model {
 	var out []protocol.Model

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"reflect"
 	"testing"
 	"time"
@@ -35,6 +37,17 @@ func TestProvidersOf_beginsWithTheDefault(t *testing.T) {
 		DefaultModel: "b", Providers: []config.Provider{{ID: "a"}, {ID: "b"}, {ID: "c"}},
 	}}})
 	require.Equal(t, []string{"b", "a", "c"}, []string{got[0].ID, got[1].ID, got[2].ID})
+}
+
+// A model's own system prompt is taken, also where all others have another one.
+func TestSystemPrompts_areThoseOfTheModels(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "app.toml")
+	require.NoError(t, os.WriteFile(path, []byte("[chatbox.llm]\nsystem_prompt = \"be kind\"\n"+
+		"[[chatbox.llm.providers]]\nid = \"a\"\ntype = \"openai\"\nmodel = \"m\"\n"+
+		"[[chatbox.llm.providers]]\nid = \"b\"\ntype = \"openai\"\nmodel = \"m\"\nsystem_prompt = \"be short\"\n"), 0o600))
+	s, _, err := config.Load(config.LoadOptions{Files: []string{path}, Dev: true, DevState: t.TempDir()})
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"a": "be kind", "b": "be short"}, systemPrompts(s))
 }
 
 func TestOffered_tellsWhatModelsCanDo(t *testing.T) {

@@ -57,7 +57,7 @@ func (w *whole) complete(ctx context.Context, sessionID string, p *sessionstore.
 		}
 		return
 	}
-	if len(t.Events) <= len(p.Messages) {
+	if there(p, t.Events) {
 		return // nothing was missing
 	}
 	size, from := 0, len(t.Events)
@@ -74,6 +74,15 @@ func (w *whole) complete(ctx context.Context, sessionID string, p *sessionstore.
 	}
 	slices.Reverse(messages)
 	p.Messages, p.HasMore = messages, t.More || from > 0
+}
+
+// there says whether a snapshot has all of these events.
+func there(p *sessionstore.Page, events []sessionstore.Event) bool {
+	has := make(map[int64]bool, len(p.Messages))
+	for _, m := range p.Messages {
+		has[m.Seq] = true
+	}
+	return !slices.ContainsFunc(events, func(ev sessionstore.Event) bool { return !has[ev.Seq] })
 }
 
 // lacking says whether MongoDB may have events that belong into a snapshot: between two whose numbers do not follow each

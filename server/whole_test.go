@@ -10,6 +10,7 @@ import (
 
 	"github.com/real-rm/chatbox/server/chat"
 	"github.com/real-rm/chatbox/sessionstore"
+	"github.com/real-rm/chatbox/sessionstore/live"
 )
 
 // noTranscripts is a MongoDB that is away.
@@ -79,6 +80,27 @@ func TestSnapshot_isCompletedFromMongoDBWhereRedisLacksEvents(t *testing.T) {
 			assert.False(t, c.page.HasMore)
 		})
 	}
+}
+
+// A full snapshot with a hole has as many events as one without: it is completed all the same.
+func TestSnapshot_ofManyEventsIsCompletedToo(t *testing.T) {
+	var seqs, want []int64
+	for seq := int64(1); seq <= live.SnapshotEvents+5; seq++ {
+		if seq < 41 || seq > 45 {
+			seqs = append(seqs, seq)
+		}
+		if seq > 5 {
+			want = append(want, seq)
+		}
+	}
+	page := snapshotOf(live.SnapshotEvents+5, true, seqs...)
+	newWhole(&transcripts{n: live.SnapshotEvents + 5}, &health{}, slog.New(slog.DiscardHandler)).complete(t.Context(), "p01-s", &page)
+	var got []int64
+	for _, m := range page.Messages {
+		got = append(got, m.Seq)
+	}
+	assert.Equal(t, want, got)
+	assert.True(t, page.HasMore)
 }
 
 // With MongoDB known to be away nobody waits for it, and a snapshot is what Redis has.

@@ -132,11 +132,11 @@ func (in *Intake) Take(ctx context.Context, sessionID string, made []Made) (Take
 		}
 		if err := in.take(ctx, sessionID, m, &t); err != nil {
 			problems = append(problems, fmt.Errorf("take in file %d: %w", i+1, err))
-			in.o.Log.WarnContext(ctx, "file of an answer lost", "session", sessionID, "file", i+1, "error", err)
+			in.o.Log.WarnContext(ctx, "file of an answer lost", "session_id", sessionID, "file", i+1, "error", err)
 		}
 	}
 	if len(made) > 0 {
-		in.o.Log.InfoContext(ctx, "files of an answer taken in", "session", sessionID, "files", len(made),
+		in.o.Log.InfoContext(ctx, "files of an answer taken in", "session_id", sessionID, "files", len(made),
 			"kept", len(t.FileIDs), "links", len(t.Links), "dropped", t.Dropped, "lost", len(problems))
 	}
 	return t, errors.Join(problems...)

@@ -183,9 +183,10 @@ func (c *Chat) message(ctx context.Context, conn Conn, from From, f protocol.Fra
 	return nil
 }
 
-// afford refuses what its user has no tokens left for today. What has been accepted before is free.
+// afford refuses what its user has no tokens left for today. What has been accepted before is free, also if Redis has lost
+// it since: a frame that says so wrongly gets no further than the turn, which books nothing. A person costs no tokens.
 func (c *Chat) afford(ctx context.Context, from From, f protocol.Frame) error {
-	if c.opts.Budget == nil || from.Unmetered {
+	if c.opts.Budget == nil || from.Unmetered || f.Resent {
 		return nil
 	}
 	refused := c.opts.Budget.CheckBudget(ctx, from.UserID)
@@ -197,6 +198,13 @@ func (c *Chat) afford(ctx context.Context, from From, f protocol.Frame) error {
 	case err != nil:
 		return fmt.Errorf("look up message beyond the budget: %w", err)
 	case known:
+		return nil
+	}
+	sess, err := c.opts.Store.Session(ctx, from.SessionID)
+	switch {
+	case err != nil:
+		return fmt.Errorf("look up who answers beyond the budget: %w", err)
+	case sess.Owner == sessionstore.OwnerHuman:
 		return nil
 	default:
 		return refused

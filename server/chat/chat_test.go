@@ -399,3 +399,16 @@ func TestBudget_refusesNewMessagesOnly(t *testing.T) {
 	assert.Len(t, f.appends, 2)
 	assert.True(t, f.appends[1].Unmetered)
 }
+
+// Promise 54, beyond B2: who has no tokens left can still write to a person, and send again what was acknowledged and lost.
+func TestBudget_isForWhatTheModelIsAsked(t *testing.T) {
+	f := newFake()
+	c, err := New(Options{Store: f, Archive: shelf{f}, History: talk{f}, Revival: f, Turns: f, Models: f, Budget: f})
+	require.NoError(t, err)
+	f.broke, f.owner = true, sessionstore.OwnerHuman
+	require.NoError(t, c.Frame(t.Context(), f, from, protocol.Frame{Type: sessionstore.TypeUserMessage, MessageID: id1, Content: "to Eve"}))
+	f.owner = sessionstore.OwnerAI
+	require.NoError(t, c.Frame(t.Context(), f, from,
+		protocol.Frame{Type: sessionstore.TypeUserMessage, MessageID: id2, Content: "lost", SessionID: sid, Resent: true}))
+	assert.Len(t, f.appends, 2)
+}

@@ -86,7 +86,7 @@ func NewReviver(opts ReviveOptions) (*Reviver, error) {
 // session's user. Errors: ErrNotFound (MongoDB has no such session of that user), ErrEnded, *ActiveError (the user is
 // in another one), ErrArchive, ErrAway.
 func (r *Reviver) Revive(ctx context.Context, sessionID, userID string) error {
-	return r.shared(ctx, "revive ", sessionID, func(ctx context.Context) error {
+	return r.shared(ctx, "revive ", sessionID, userID, func(ctx context.Context) error {
 		st, err := r.unended(ctx, sessionID, userID)
 		if err != nil {
 			return err
@@ -99,7 +99,7 @@ func (r *Reviver) Revive(ctx context.Context, sessionID, userID string) error {
 // the time: the reconnect window counts from the last activity that MongoDB knows. A session beyond it is ended, since
 // nobody else would, and ErrEnded is returned.
 func (r *Reviver) Reopen(ctx context.Context, sessionID, userID string) error {
-	return r.shared(ctx, "reopen ", sessionID, func(ctx context.Context) error {
+	return r.shared(ctx, "reopen ", sessionID, userID, func(ctx context.Context) error {
 		// One that Redis has is not to be revived: it has ended, or another replica was faster.
 		switch ses, err := r.opts.Live.Session(ctx, sessionID); {
 		case errors.Is(err, sessionstore.ErrNotFound):
@@ -136,7 +136,7 @@ func (r *Reviver) Reopen(ctx context.Context, sessionID, userID string) error {
 // Load puts a session that Redis has forgotten back as it is, ended or not, so that it can be activated. Errors:
 // ErrNotFound, *ActiveError, ErrArchive, ErrAway.
 func (r *Reviver) Load(ctx context.Context, sessionID, userID string) error {
-	return r.shared(ctx, "load ", sessionID, func(ctx context.Context) error {
+	return r.shared(ctx, "load ", sessionID, userID, func(ctx context.Context) error {
 		doc, err := r.doc(ctx, sessionID, userID)
 		if err != nil {
 			return err
@@ -149,10 +149,10 @@ func (r *Reviver) Load(ctx context.Context, sessionID, userID string) error {
 	})
 }
 
-// shared runs f for the session once for all who ask at the same time, when there is a place for it. f outlives a
-// caller that goes away: others may wait for it.
-func (r *Reviver) shared(ctx context.Context, what, sessionID string, f func(context.Context) error) error {
-	result := r.group.DoChan(what+sessionID, func() (any, error) {
+// shared runs f for the session once for all who ask at the same time on behalf of the same user, since what it says is
+// about that user, when there is a place for it. f outlives a caller that goes away: others may wait for it.
+func (r *Reviver) shared(ctx context.Context, what, sessionID, userID string, f func(context.Context) error) error {
+	result := r.group.DoChan(what+sessionID+" "+userID, func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reviveTimeout)
 		defer cancel()
 		if err := r.enter(ctx); err != nil {

@@ -172,6 +172,22 @@ func TestRevive_doesNotFindForeignSessions(t *testing.T) {
 	assert.Empty(t, p.rebuilt)
 }
 
+// Promise 3: not even when its owner asks at the same moment; and the owner is not told that there is no such session.
+func TestRevive_tellsEachUserOnlyOfTheirOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, r := newPast(t, time.Minute)
+		p.wait = time.Second
+		var foreign, own error
+		var wg sync.WaitGroup
+		wg.Go(func() { foreign = r.Reopen(t.Context(), sid, "bob") })
+		synctest.Wait()
+		wg.Go(func() { own = r.Reopen(t.Context(), sid, "ann") })
+		wg.Wait()
+		require.ErrorIs(t, foreign, sessionstore.ErrNotFound)
+		require.NoError(t, own)
+	})
+}
+
 // An ended session is loaded as it is, for those who want to reopen it.
 func TestLoad_bringsBackWhatHasEnded(t *testing.T) {
 	p, r := newPast(t, 0)

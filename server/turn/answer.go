@@ -91,10 +91,16 @@ func (a *answer) produce(ctx context.Context) (again bool) {
 	lease.Wait()
 	if a.broken != nil {
 		err = a.broken
-	} else if cause := context.Cause(ctx); cause != nil {
+	} else if cause := context.Cause(ctx); cause != nil && !a.complete(err, cause) {
 		err = cause
 	}
 	return a.finish(ctx, result, err)
+}
+
+// complete says whether nothing is left to be handed over by a replica that shuts down: another one would ask for an
+// answer that is there. Files that are still under way would be lost with it.
+func (a *answer) complete(err, cause error) bool {
+	return err == nil && errors.Is(cause, errDrain) && !a.files.any()
 }
 
 // context reads the conversation, waiting out a store that is away for as long as the lease can be kept.

@@ -44,6 +44,14 @@ func (a *answer) window() window {
 	return newWindow(contextTokens, maxOutput, factor)
 }
 
+// systemPrompt opens the conversation. A model that answers in place of another is given that one's.
+func (a *answer) systemPrompt() string {
+	if own, found := a.opts.SystemPrompts[a.g.ModelID]; found {
+		return own
+	}
+	return a.opts.SystemPrompt
+}
+
 // nameOf is what users know a model by.
 func (a *answer) nameOf(id string) string {
 	if a.opts.Catalog != nil {
@@ -130,7 +138,8 @@ func (a *answer) stream(ctx context.Context, req llm.Request, lines []line) (llm
 	if res.Model == "" {
 		res.Model = a.asked
 	}
-	if id := res.Conversation; id != "" && len(id) <= mostConversation {
+	// Where nothing was said the provider may not have got the question, or may have forgotten it: it is told again.
+	if id := res.Conversation; id != "" && len(id) <= mostConversation && (err == nil || a.began()) {
 		a.g.Said, a.g.SaidBy = id, res.Model
 	}
 	return res, err
@@ -162,7 +171,7 @@ func (a *answer) request(j job, said string, w window) (req llm.Request, lines [
 			after = append(after, line{Message: llm.Message{Role: llm.RoleUser, Content: goOn}})
 		}
 	}
-	lines = append(w.fit(j.before.lines(a.opts.SystemPrompt), total(after)), after...)
+	lines = append(w.fit(j.before.lines(a.systemPrompt()), total(after)), after...)
 	req = llm.Request{Model: a.g.ModelID, Messages: messagesOf(lines), User: a.g.SessionID, Continue: can && beginning != ""}
 	if j.kind == "" && !goesOn { // else the provider remembers an answer that is not to be there
 		req.Conversations = known(a.g.Conversations, lines)

@@ -76,11 +76,13 @@ type Options struct {
 	Catalog      Catalog  // optional: without it models have their ids for names, and windows of 32,000 tokens
 	Files        Files    // optional: without it the files that models make are https links, or lost
 	SystemPrompt string
-	Lease        time.Duration // of a generation, as set in the store; renewed at a third of it; default 10 s
-	MaxAnswer    int           // bytes after which an answer ends with metadata.length; default 256 KiB
-	MaxTakeovers int           // how often another replica goes on before the turn fails for good; default 2
-	Now          func() time.Time
-	Log          *slog.Logger
+	// SystemPrompts are those of models that have their own, by id, in place of SystemPrompt.
+	SystemPrompts map[string]string
+	Lease         time.Duration // of a generation, as set in the store; renewed at a third of it; default 10 s
+	MaxAnswer     int           // bytes after which an answer ends with metadata.length; default 256 KiB
+	MaxTakeovers  int           // how often another replica goes on before the turn fails for good; default 2
+	Now           func() time.Time
+	Log           *slog.Logger
 }
 
 // Runner produces the answers of this replica.

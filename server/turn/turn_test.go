@@ -116,9 +116,12 @@ func (f *fakeStore) steal() {
 
 func (f *fakeStore) Book(_ context.Context, g *sessionstore.Generation, c sessionstore.Call) error {
 	f.mu.Lock()
-	over := f.budget > 0 && f.spent+g.Tokens >= f.budget
+	over, stop := f.budget > 0 && f.spent+g.Tokens >= f.budget, f.stop && g.Token == f.token
 	f.mu.Unlock()
-	if over {
+	switch {
+	case stop:
+		return sessionstore.ErrStopped
+	case over:
 		return &sessionstore.BudgetError{Wait: time.Hour}
 	}
 	return f.fenced(g, func() {

@@ -12,8 +12,8 @@ import (
 )
 
 // Book counts a call of a provider before its request leaves, so that the number of calls is exact whatever happens
-// then. What g.Spent says is what the calls before it cost: they have ended. Errors: *BudgetError (nothing is booked and
-// the request must not leave), ErrFenced, ErrAway.
+// then. What g.Spent says is what the calls before it cost: they have ended. Errors: *BudgetError and ErrStopped
+// (nothing is booked and the request must not leave), ErrFenced, ErrAway.
 func (s *Store) Book(ctx context.Context, g *sessionstore.Generation, c sessionstore.Call) error {
 	if err := s.book(ctx, g, c); err != nil {
 		return fmt.Errorf("book call in session %s: %w", g.SessionID, err)

@@ -81,6 +81,26 @@ func TestAcquire_estimatesTheCallOfAReplicaThatIsGone(t *testing.T) {
 	assert.Equal(t, sessionstore.Spent{Tokens: 140, TokensIn: 133, TokensOut: 7, Calls: 3}, session(t, s, sid).Spent)
 }
 
+// An answer whose user has asked to stop costs no further call, whoever goes on with it: the stop outlives its producer.
+func TestBook_refusesAnAnswerThatIsToStop(t *testing.T) {
+	s := newTestStore(t, nil)
+	ctx := testContext(t)
+	sid := openSession(t, s, "u1")
+	ask(t, s, sid, "q")
+	g := begin(t, s, sid)
+	require.NoError(t, s.Book(ctx, &g, call(40)))
+	require.NoError(t, s.Stop(ctx, sid, ""))
+	require.ErrorIs(t, s.Book(ctx, &g, call(40)), sessionstore.ErrStopped)
+	lapse(t, s, sid)
+
+	other := beside(t, s, "r2")
+	heir := begin(t, other, sid)
+	require.ErrorIs(t, other.Book(ctx, &heir, call(40)), sessionstore.ErrStopped)
+	assert.Equal(t, 1, heir.Calls)
+	finish(t, other, &heir)
+	assert.Equal(t, 1, session(t, s, sid).Spent.Calls)
+}
+
 // What a replica knew when it handed the answer over is not estimated again.
 func TestRelease_tellsWhatTheAnswerCost(t *testing.T) {
 	s := newTestStore(t, nil)

@@ -27,8 +27,8 @@ else
   S = { id = ARGV[1], chan = ARGV[2], key = KEYS[5], log = KEYS[6], ids = KEYS[7], ask = KEYS[8], gen = KEYS[9],
     gc = KEYS[10], c = KEYS[11] }
   for _ = 1, tonumber(ARGV[12]) do
-    local name = shift()
-    call('HSET', S.key, name, shift())
+    local name, value = shift(), shift()
+    if value ~= '' then call('HSET', S.key, name, value) end -- a field that is there is one that is known
   end
   -- No primary is called '', so roll begins a new epoch above all that was ever given.
   call('HSET', S.key, 'e', ARGV[11], 's', int(stored), 'd', int(stored), 'inst', '', 'lb', '0',
