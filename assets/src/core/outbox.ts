@@ -37,6 +37,8 @@ export interface Entry {
   readonly left: boolean;
   /** Error code of a failed entry. */
   readonly reason: string;
+  /** Of a failed entry: when sending it again may work, milliseconds since 1970; 0: not known. */
+  readonly until: number;
 }
 
 export interface Draft {
@@ -70,8 +72,11 @@ export const MAX_AGE = 24 * 60 * 60 * 1_000;
 /** How long to wait for an ack on a living socket before sending again, in milliseconds. */
 export const ACK_TIMEOUT = 10_000;
 
+/** Longest wait that the server may ask for before an entry is sent again by itself, in milliseconds; beyond it the user is asked. */
+export const MAX_WAIT = 5 * 60 * 1_000;
+
 /** Errors after which it is certain that nothing was stored, so that the next try is as good as the first. */
-const refused: ReadonlySet<string> = new Set(['RATE_LIMITED', 'STORAGE_FULL']);
+const refused: ReadonlySet<string> = new Set(['RATE_LIMITED', 'STORAGE_FULL', 'BUDGET_EXCEEDED']);
 
 const key = (scope: string): string => `chatbox.outbox.1.${scope}`;
 
@@ -118,6 +123,7 @@ export class Outbox {
       seq: 0,
       left: false,
       reason: '',
+      until: 0,
     };
     this.set([...this.list, entry]);
     return entry;
@@ -208,15 +214,17 @@ export class Outbox {
   refused(error: ErrorFrame): boolean {
     const entry = this.find(error.messageId);
     if (!entry || entry.state === 'acked') return entry !== undefined;
-    if (!error.recoverable) {
-      this.replace({ ...entry, state: 'failed', reason: error.code || 'INTERNAL' });
+    const tried = entry.tried || (error.recoverable && !refused.has(error.code));
+    const kept = { ...entry, tried, sessionId: tried ? entry.sessionId : '' };
+    if (!error.recoverable || error.code === 'BUDGET_EXCEEDED' || error.retryAfter > MAX_WAIT) {
+      const until = error.retryAfter > 0 ? this.options.now() + error.retryAfter : 0;
+      this.replace({ ...kept, state: 'failed', reason: error.code || 'INTERNAL', until });
       return true;
     }
     const wait = Math.max(error.retryAfter, backoff(this.recoveries, this.options.random));
     this.recoveries++;
     this.notBefore = this.options.now() + wait;
-    const tried = entry.tried || !refused.has(error.code);
-    this.replace({ ...entry, state: 'queued', tried, sessionId: tried ? entry.sessionId : '' });
+    this.replace({ ...kept, state: 'queued' });
     return true;
   }
 
@@ -224,7 +232,7 @@ export class Outbox {
   retry(id: string): void {
     const entry = this.find(id);
     if (entry?.state !== 'failed') return;
-    const again: Entry = { ...entry, state: 'queued', reason: '', at: this.options.now() };
+    const again: Entry = { ...entry, state: 'queued', reason: '', until: 0, at: this.options.now() };
     this.set([...this.list.filter((e) => e.id !== id), again]);
   }
 
@@ -330,6 +338,7 @@ function restore(value: unknown): Entry[] {
       seq: typeof o.seq === 'number' ? o.seq : 0,
       left: o.left === true,
       reason: text(o.reason),
+      until: typeof o.until === 'number' ? o.until : 0,
     },
   ];
 }
