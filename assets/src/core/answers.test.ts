@@ -74,6 +74,10 @@ describe('one place', () => {
     expect(eventRows([answer(5, 'b', 'so', { continues: 'a' })]).map((r) => r.key)).toEqual(['ai:b']);
   });
 
+  test('answers without an id, as an older service may have stored them, are not one', () => {
+    expect(eventRows([answer(2, '', 'one'), answer(3, '', 'two')])).toHaveLength(2);
+  });
+
   // Every answer is in one place, and every place is one row.
   test('however answers follow on one another, each is found, and no text is doubled', () => {
     const steps = fc.array(fc.record({ how: fc.constantFrom('continues', 'replaces', ''), target: fc.nat(20), failed: fc.boolean(), says: fc.boolean() }), { maxLength: 20 });

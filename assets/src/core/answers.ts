@@ -50,8 +50,8 @@ export function answersOf(items: readonly DurableFrame[]): ReadonlyMap<string, S
   for (const event of items) {
     if (event.type !== 'ai_response') continue;
     const { continues = '', replaces = '' } = event.metadata;
-    const place = places.get(continues) ?? places.get(replaces) ?? event.messageId;
-    places.set(event.messageId, place);
+    const place = places.get(continues) ?? places.get(replaces) ?? idOf(event);
+    places.set(idOf(event), place);
     const before = said.get(place);
     said.set(place, before ? join(before, event, places.has(continues)) : { id: place, parts: [event], last: event, text: event.content, earlier: [] });
   }
@@ -61,6 +61,11 @@ export function answersOf(items: readonly DurableFrame[]): ReadonlyMap<string, S
     if (s) byAnswer.set(id, s);
   }
   return byAnswer;
+}
+
+/** An answer without an id is a place of its own. */
+export function idOf(answer: DurableFrame): string {
+  return answer.messageId || `seq:${answer.seq}`;
 }
 
 function join(before: Said, event: DurableFrame, continues: boolean): Said {
@@ -116,7 +121,7 @@ function targetOf(items: readonly DurableFrame[], answers: ReadonlyMap<string, S
   if (how !== 'retry') return answers.get(target) ?? null;
   for (let i = items.length - 1; i >= 0; i--) {
     const m = items[i];
-    if (m?.type === 'ai_response' && namesOf(m).includes(target)) return answers.get(m.messageId) ?? null;
+    if (m?.type === 'ai_response' && namesOf(m).includes(target)) return answers.get(idOf(m)) ?? null;
   }
   return null;
 }

@@ -1,4 +1,4 @@
-import { againOf, answersOf } from './answers';
+import { againOf, answersOf, idOf } from './answers';
 import type { Again, Said } from './answers';
 import type { Entry } from './outbox';
 import type { DurableFrame } from './protocol';
@@ -24,8 +24,8 @@ function rowsOf(items: readonly DurableFrame[], answers: ReadonlyMap<string, Sai
   return items.flatMap((event): Row[] => {
     if (hidden.has(event.type)) return [];
     if (event.type !== 'ai_response') return [{ kind: 'event', key: keyOf(event), event }];
-    const said = answers.get(event.messageId);
-    if (said?.id !== event.messageId) return []; // a part of an earlier one, or in its place
+    const said = answers.get(idOf(event));
+    if (said?.id !== idOf(event)) return []; // a part of an earlier one, or in its place
     return [{ kind: 'said', key: keyOf(event), said, again: again?.place === said.id ? again : null }];
   });
 }

@@ -202,6 +202,17 @@ describe('an answer', () => {
     expect(words('.mark')).toEqual([text.filesLost(['c.csv'])]);
   });
 
+  test('that goes on after one on an older page is joined to it when that is loaded', async () => {
+    history = [question, said({ stopped: 'true' }, 'one '), { type: 'from the future' }];
+    await show(wire.event(5, 'ai_response', 'b', { content: 'two', metadata: { answers: 'c q', continues: 'a' } }));
+    expect(words('.row.ai .text')).toEqual(['two']);
+    await hear(wire.snapshot([wire.event(5, 'ai_response', 'b', { content: 'two', metadata: { answers: 'c q', continues: 'a' } })], 5, { has_more: true }));
+    await press(text.older);
+    await act(async () => new Promise((done) => setTimeout(done, 0)));
+    expect(words('.row.ai .text')).toEqual(['one two']);
+    expect(words('.bubble')).toEqual(['why?']);
+  });
+
   test('of a past conversation offers nothing', async () => {
     history = [question, said({ stopped: 'true' })];
     await show();

@@ -30,7 +30,7 @@ export function Final({ said, again, page }: { said: Said; again: Again | null; 
       {metadata['failed'] && <Failure key={said.last.messageId} said={said} offers={offers} page={page} />}
       {word && (
         <p class="mark">
-          {word}
+          <span>{word}</span>
           {offers?.goOn && <Ask label={text.goOn} onAsk={() => page.ask('continue', offers.goOn)} />}
         </p>
       )}
