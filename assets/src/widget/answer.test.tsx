@@ -149,7 +149,7 @@ describe('an answer', () => {
   test('that was stopped, interrupted or cut can go on; one that is whole can be given anew', async () => {
     for (const [meta, word] of [[{ stopped: 'true' }, text.stopped], [{ interrupted: 'admin_join' }, text.interrupted], [{ length: 'true' }, text.cut]] as const) {
       await show(question, said(meta));
-      expect(words('.mark')).toEqual([word + text.goOn]);
+      expect(words('.foot')).toEqual([word + text.goOn]);
     }
     await press(text.goOn);
     expect(last('continue')['target']).toBe('a');
@@ -218,7 +218,7 @@ describe('an answer', () => {
     await show();
     await page.open({ id: 'old', name: 'Old', lastActivity: '', messageCount: 2, adminAssisted: false, active: false });
     await act(async () => new Promise((done) => setTimeout(done, 0)));
-    expect(words('.mark')).toEqual([text.stopped]);
+    expect(words('.foot')).toEqual([text.stopped]);
     expect([button(text.goOn), button(text.regenerate)]).toEqual([undefined, undefined]);
   });
 });

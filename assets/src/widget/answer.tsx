@@ -28,19 +28,15 @@ export function Final({ said, again, page }: { said: Said; again: Again | null; 
     <Ai content={said.text} stamp={said.last.timestamp} earlier={said.earlier}>
       <Files parts={said.parts} />
       {metadata['failed'] && <Failure key={said.last.messageId} said={said} offers={offers} page={page} />}
-      {word && (
-        <p class="mark">
-          <span>{word}</span>
-          {offers?.goOn && <Ask label={text.goOn} onAsk={() => page.ask('continue', offers.goOn)} />}
-        </p>
-      )}
-      {(by || offers?.regenerate) && (
+      {(word || by || offers?.regenerate) && (
         <p class="foot">
           {offers?.regenerate && (
             <Ask label={text.regenerate} icon onAsk={() => page.ask('regenerate', offers.regenerate)}>
               <Redo />
             </Ask>
           )}
+          {word && <span>{word}</span>}
+          {word && offers?.goOn && <Ask label={text.goOn} onAsk={() => page.ask('continue', offers.goOn)} />}
           {by && <span>{text.answeredBy(by)}</span>}
         </p>
       )}
@@ -59,8 +55,10 @@ function Anew({ said, again, page }: { said: Said; again: Again; page: Page }) {
       <Ai content={said.text} stamp={said.last.timestamp} earlier={said.earlier}>
         <p class="card danger" role="alert">
           {`${text.notSent}. ${failureWords(entry.reason, entry.until)}`}
-          <Ask label={text.retry} onAsk={() => page.resend(entry.id)} />
-          <Ask label={text.discard} onAsk={() => page.discard(entry.id)} />
+          <span class="asks">
+            <Ask label={text.retry} onAsk={() => page.resend(entry.id)} />
+            <Ask label={text.discard} onAsk={() => page.discard(entry.id)} />
+          </span>
         </p>
       </Ai>
     );
@@ -90,11 +88,15 @@ function Failure({ said, offers, page }: { said: Said; offers: Offers | null; pa
   return (
     <div class="card danger">
       <span>{content && said.parts.includes(said.last) ? text.brokenOff : failureWords(metadata['failed'] ?? '', until)}</span>
-      {offers?.goOn && seconds === 0 && <Ask label={text.goOn} onAsk={() => page.ask('continue', offers.goOn)} />}
-      {offers?.retry && !(budget && seconds > 0) && (
-        <Ask label={seconds > 0 ? text.retryIn(seconds) : text.retry} disabled={seconds > 0} onAsk={() => page.ask('retry', offers.retry)} />
+      {offers && (
+        <span class="asks">
+          {offers.goOn && seconds === 0 && <Ask label={text.goOn} onAsk={() => page.ask('continue', offers.goOn)} />}
+          {offers.retry && !(budget && seconds > 0) && (
+            <Ask label={seconds > 0 ? text.retryIn(seconds) : text.retry} disabled={seconds > 0} onAsk={() => page.ask('retry', offers.retry)} />
+          )}
+          {metadata['help'] === 'offered' && <Help page={page} />}
+        </span>
       )}
-      {offers && metadata['help'] === 'offered' && <Help page={page} />}
     </div>
   );
 }

@@ -101,7 +101,7 @@ function Own({ entry, page, grouped }: { entry: Entry; page: Page; grouped: bool
         </div>
         {entry.state === 'failed' ? (
           <p class="status failed" role="alert">
-            {`${text.notSent}. ${text.reasons[entry.reason] ? failureWords(entry.reason, entry.until) : ''} `}
+            <span>{`${text.notSent}. ${text.reasons[entry.reason] ? failureWords(entry.reason, entry.until) : ''}`}</span>
             <button class="link" type="button" onClick={() => page.resend(entry.id)}>
               {text.retry}
             </button>

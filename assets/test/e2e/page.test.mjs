@@ -312,7 +312,7 @@ describe('the page', { skip: missing ? 'no chromium on PATH' : false }, () => {
     await say(page, '!tokens 200 50');
     await page.locator('.log').getByText('t5', { exact: false }).waitFor(WAIT);
     await page.getByRole('button', { name: 'Stop the answer' }).click();
-    await page.locator('.mark').getByText('Stopped').waitFor(WAIT);
+    await page.locator('.foot').getByText('Stopped').waitFor(WAIT);
     await shot(page, 'stopped');
     const before = (await answers(page).textContent()).length;
     await page.getByRole('button', { name: 'Continue', exact: true }).click();
