@@ -9,6 +9,7 @@ import { App } from './app';
 import { createPage } from './page';
 import type { Page } from './page';
 import { text } from './text';
+import { time } from './time';
 
 let socket: { onopen?: () => void; onmessage?: (e: { data: string }) => void } | null = null;
 let history: object[] = [];
@@ -124,9 +125,12 @@ describe('a failed answer', () => {
     await show(question, used(0));
     expect(words('.card.danger')[0]).toMatch(/^Your allowance for today is used up\. It begins anew at .*\d\d.*\.$/);
     expect(button(text.retry)).toBeUndefined();
-    await show();
     await show(question, used(7_200_001));
     expect(words('.card.danger')).toEqual([text.budgetOver + text.retry]);
+    await show(question, failure(3, 'BUDGET_EXCEEDED'));
+    expect(words('.card.danger')).toEqual([`${text.reasons['BUDGET_EXCEEDED'] ?? ''}${text.retry}`]);
+    await show(question, used(-86_400_000)); // the clock here is a day behind: it is not for longer than was said
+    expect(words('.card.danger')).toEqual([text.budgetUntil(time(new Date(Date.now() + 7_200_000).toISOString()))]);
   });
 
   test('offers a person, asks once, and says so when nobody can be asked', async () => {
