@@ -42,7 +42,7 @@ const said = (s: State): Said => {
   if (row?.kind !== 'said') throw new Error('nothing was said');
   return row.said;
 };
-const offers = (s: State): Offers | null => offersOf(s, said(s));
+const offers = (s: State): Offers | null => offersOf(s, said(s), answersOf(s.items));
 const again = (s: State): object | null => transcript(s).flatMap((r) => (r.kind === 'said' && r.again ? [r.again] : []))[0] ?? null;
 
 describe('one place', () => {
@@ -132,7 +132,7 @@ describe('what is offered', () => {
 
   test('nothing is, while a message or a wish waits to be sent', () => {
     for (const type of ['user_message', 'retry'] as const) expect(offers({ ...page([q, failed]), outbox: [entry(type, 'q')] })).toBeNull();
-    expect(offers({ ...page([q, failed]), outbox: [entry('model_select', '')] })).not.toBeNull();
+    expect(offers({ ...page([q, failed]), outbox: [entry('model_select', ''), entry('retry', 'elsewhere')] })).not.toBeNull();
   });
 });
 
@@ -161,6 +161,11 @@ describe('another answer on its way', () => {
     const join = event(5, 'admin_join', 'j', { sender: 'admin' });
     expect(again(page([q, a, wish, join]))).toBeNull();
     expect(again({ ...page([q, a, wish]), ended: { reason: 'explicit', next: '' } })).toBeNull();
+  });
+
+  test('for something that is not there is shown in no other place', () => {
+    const waiting = { ...page([q, failed]), outbox: [entry('retry', 'lost'), entry('model_select', '')] };
+    expect(again(waiting)).toBeNull();
   });
 
   test('about something that is not loaded shows nowhere, and runs as an answer of its own', () => {

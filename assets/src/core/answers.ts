@@ -97,10 +97,10 @@ export function againOf(s: State, answers: ReadonlyMap<string, Said>): (Again & 
 }
 
 /** What may be asked for about an answer; null: nothing, because it is not the last word or something is on its way. */
-export function offersOf(s: State, said: Said): Offers | null {
+export function offersOf(s: State, said: Said, answers: ReadonlyMap<string, Said>): Offers | null {
   if (s.ended || s.owner === 'human' || s.owner === 'ended') return null;
-  if (s.answers.length > 0 || s.loading || owed(s)) return null;
-  if (s.outbox.some((e) => (e.type === 'user_message' || wishOf(e.type)) && pending(s, e))) return null;
+  if (s.answers.length > 0 || s.loading) return null;
+  if (s.outbox.some((e) => e.type === 'user_message' && pending(s, e)) || againOf(s, answers)) return null;
   if (s.items.some((m) => m.seq > said.last.seq && (isQuestion(m) || m.type === 'ai_response' || m.sender === 'admin'))) return null;
   const failed = said.last.metadata['failed'] !== undefined;
   const part = [...said.parts].reverse().find((p) => p.content !== '');
@@ -138,7 +138,7 @@ function questionOf(items: readonly DurableFrame[], answer: DurableFrame): strin
 }
 
 /**
- * The next thing that the server owes an answer to; null: nothing. Things are answered in the order in which they were
+ * The wish that the server grants next; null: none, or a question comes before it. Things are answered in the order in which they were
  * accepted, and what was said while a person had the conversation is not.
  */
 function owed(s: State): DurableFrame | null {

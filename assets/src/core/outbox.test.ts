@@ -396,6 +396,15 @@ describe('what was acknowledged in a session that has ended', () => {
     expect(late.states()).toEqual([]);
   });
 
+  test('is all that remains of it: a wish about one of its answers goes nowhere', () => {
+    const { box, say, states } = setup();
+    box.live('s1');
+    box.add({ type: 'retry', target: 'q' });
+    say('a');
+    box.ended('s1');
+    expect(states()).toEqual(['m2:queued']);
+  });
+
   test('does not touch what another session acknowledged', () => {
     const s = ended();
     s.box.live('s2');

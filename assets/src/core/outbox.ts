@@ -10,6 +10,7 @@
  * Nothing here has timers: `due` says when `take` should be called again.
  */
 
+import { wishOf } from './answers';
 import { backoff } from './backoff';
 import type { AckFrame, ClientFrame, DurableFrame, ErrorFrame, SnapshotFrame } from './protocol';
 
@@ -135,9 +136,13 @@ export class Outbox {
     this.notBefore = 0;
   }
 
-  /** A session has ended as it should, by whomever. What it acknowledged stays there. */
+  /**
+   * A session has ended as it should, by whomever. What it acknowledged stays there; wishes about its answers can be
+   * granted no more.
+   */
   ended(sessionId: string): void {
-    this.set(this.list.map((e) => (e.state === 'acked' && e.sessionId === sessionId && !e.left ? { ...e, left: true } : e)));
+    const idle = (e: Entry): boolean => wishOf(e.type) !== null && e.state !== 'acked' && (e.sessionId === '' || e.sessionId === sessionId);
+    this.set(this.list.filter((e) => !idle(e)).map((e) => (e.state === 'acked' && e.sessionId === sessionId && !e.left ? { ...e, left: true } : e)));
   }
 
   /** The socket is gone. What was in flight may or may not have arrived. */

@@ -4,7 +4,7 @@
  */
 
 import { batch, computed, signal } from '@preact/signals';
-import { offersOf, wishOf } from '../core/answers';
+import { answersOf, offersOf, wishOf } from '../core/answers';
 import type { Offers, Said, Wish } from '../core/answers';
 import { Chat } from '../core/chat';
 import type { Status } from '../core/connection';
@@ -79,7 +79,7 @@ export function createPage(base: URL, tokens: TokenSource) {
   const trying = computed(() => (state.value.live ? wordsOf(state.value) : ''));
   const newest = computed(() => {
     const row = [...rows.value].reverse().find((r) => r.kind === 'said');
-    return row?.kind === 'said' ? { id: row.said.id, offers: offersOf(state.value, row.said) } : null;
+    return row?.kind === 'said' ? { id: row.said.id, offers: offersOf(state.value, row.said, answersOf(state.value.items)) } : null;
   });
   /** The server does not know how a person is asked. */
   const helpless = signal(false);
