@@ -9,8 +9,7 @@ import { Connection } from './connection';
 import type { Clock, Dial, Status, TokenReason } from './connection';
 import { Outbox } from './outbox';
 import type { Draft, Store } from './outbox';
-import { parseDurable } from './protocol';
-import type { ServerFrame } from './protocol';
+import type { DurableFrame, ServerFrame } from './protocol';
 import { initial, reduce } from './state';
 import type { Event, State } from './state';
 
@@ -108,9 +107,9 @@ export class Chat {
     this.connection.send({ type: 'typing_indicator', active: true });
   }
 
-  /** An older page as the history endpoint gives it. Items that are no events are skipped. */
-  older(sessionId: string, items: readonly unknown[], hasMore: boolean): void {
-    this.apply({ kind: 'history', sessionId, items: items.flatMap((i) => parseDurable(i) ?? []), hasMore });
+  /** An older page, read from the history endpoint. */
+  older(sessionId: string, items: readonly DurableFrame[], hasMore: boolean): void {
+    this.apply({ kind: 'history', sessionId, items, hasMore });
   }
 
   nudge(): void {

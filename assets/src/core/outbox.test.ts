@@ -1,4 +1,4 @@
-import { MAX_AGE, MAX_ENTRIES, ACK_TIMEOUT, Outbox } from './outbox';
+import { MAX_AGE, MAX_ENTRIES, MAX_WAIT, ACK_TIMEOUT, Outbox } from './outbox';
 import { parseFrame } from './protocol';
 import type { AckFrame, DurableFrame, ErrorFrame, SnapshotFrame } from './protocol';
 import { MemoryStore, wire } from './testing';
@@ -197,6 +197,53 @@ test('a fatal error fails one entry with its reason and lets the next go', () =>
   expect(box.refused(error('unknown', 'X', false))).toBe(false);
 });
 
+describe('what is refused for hours', () => {
+  const HOURS = 3 * 60 * 60 * 1_000;
+
+  test('is not sent again by itself: the user is asked, and told when', () => {
+    const { box, say, pass, states } = setup();
+    box.live('s1');
+    say('a');
+    box.take();
+    expect(box.refused(error('m1', 'BUDGET_EXCEEDED', true, HOURS))).toBe(true);
+    expect(box.entries[0]).toMatchObject({ state: 'failed', reason: 'BUDGET_EXCEEDED', until: 1_000_000 + HOURS, tried: false, sessionId: '' });
+    expect(box.due()).toBeNull();
+    pass(HOURS);
+    expect(box.take()).toBeNull();
+    box.retry('m1');
+    expect(box.take()).toEqual({ type: 'user_message', message_id: 'm1', content: 'a' });
+    expect(states()).toEqual(['m1:sent']);
+    expect(box.entries[0]).toMatchObject({ reason: '', until: 0 });
+  });
+
+  test('does not hold up what comes after it, and survives a reload', () => {
+    const storage = new MemoryStore();
+    const { box, say } = setup({ storage });
+    box.adopt('u1');
+    box.live('s1');
+    say('a');
+    say('b');
+    box.take();
+    box.refused(error('m1', 'BUDGET_EXCEEDED', true));
+    expect(box.take()).toMatchObject({ message_id: 'm2' });
+    const again = setup({ storage });
+    again.box.adopt('u1');
+    expect(again.box.entries[0]).toMatchObject({ id: 'm1', state: 'failed', until: 0 });
+  });
+
+  test('counts as sent before only when the server may have it', () => {
+    const { box, say } = setup();
+    box.live('s1');
+    say('a');
+    box.take();
+    box.lost();
+    box.live('s1');
+    box.take();
+    box.refused(error('m1', 'STORE_UNAVAILABLE', true, MAX_WAIT + 1));
+    expect(box.entries[0]).toMatchObject({ state: 'failed', tried: true, sessionId: 's1' });
+  });
+});
+
 test('no more than 50 wait', () => {
   const { box, say } = setup();
   for (let i = 0; i < MAX_ENTRIES; i++) expect(say('x')).not.toBeNull();
@@ -347,6 +394,15 @@ describe('what was acknowledged in a session that has ended', () => {
     const late = setup({ storage, at: 1_000_000 + MAX_AGE + 1 });
     late.box.adopt('u1');
     expect(late.states()).toEqual([]);
+  });
+
+  test('is all that remains of it: a wish about one of its answers goes nowhere', () => {
+    const { box, say, states } = setup();
+    box.live('s1');
+    box.add({ type: 'retry', target: 'q' });
+    say('a');
+    box.ended('s1');
+    expect(states()).toEqual(['m2:queued']);
   });
 
   test('does not touch what another session acknowledged', () => {

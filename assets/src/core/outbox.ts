@@ -10,6 +10,7 @@
  * Nothing here has timers: `due` says when `take` should be called again.
  */
 
+import { wishOf } from './answers';
 import { backoff } from './backoff';
 import type { AckFrame, ClientFrame, DurableFrame, ErrorFrame, SnapshotFrame } from './protocol';
 
@@ -37,6 +38,8 @@ export interface Entry {
   readonly left: boolean;
   /** Error code of a failed entry. */
   readonly reason: string;
+  /** Of a failed entry: when sending it again may work, milliseconds since 1970; 0: not known. */
+  readonly until: number;
 }
 
 export interface Draft {
@@ -70,8 +73,11 @@ export const MAX_AGE = 24 * 60 * 60 * 1_000;
 /** How long to wait for an ack on a living socket before sending again, in milliseconds. */
 export const ACK_TIMEOUT = 10_000;
 
+/** Longest wait that the server may ask for before an entry is sent again by itself, in milliseconds; beyond it the user is asked. */
+export const MAX_WAIT = 5 * 60 * 1_000;
+
 /** Errors after which it is certain that nothing was stored, so that the next try is as good as the first. */
-const refused: ReadonlySet<string> = new Set(['RATE_LIMITED', 'STORAGE_FULL']);
+const refused: ReadonlySet<string> = new Set(['RATE_LIMITED', 'STORAGE_FULL', 'BUDGET_EXCEEDED']);
 
 const key = (scope: string): string => `chatbox.outbox.1.${scope}`;
 
@@ -118,6 +124,7 @@ export class Outbox {
       seq: 0,
       left: false,
       reason: '',
+      until: 0,
     };
     this.set([...this.list, entry]);
     return entry;
@@ -129,9 +136,13 @@ export class Outbox {
     this.notBefore = 0;
   }
 
-  /** A session has ended as it should, by whomever. What it acknowledged stays there. */
+  /**
+   * A session has ended as it should, by whomever. What it acknowledged stays there; wishes about its answers can be
+   * granted no more.
+   */
   ended(sessionId: string): void {
-    this.set(this.list.map((e) => (e.state === 'acked' && e.sessionId === sessionId && !e.left ? { ...e, left: true } : e)));
+    const idle = (e: Entry): boolean => wishOf(e.type) !== null && e.state !== 'acked' && (e.sessionId === '' || e.sessionId === sessionId);
+    this.set(this.list.filter((e) => !idle(e)).map((e) => (e.state === 'acked' && e.sessionId === sessionId && !e.left ? { ...e, left: true } : e)));
   }
 
   /** The socket is gone. What was in flight may or may not have arrived. */
@@ -208,15 +219,17 @@ export class Outbox {
   refused(error: ErrorFrame): boolean {
     const entry = this.find(error.messageId);
     if (!entry || entry.state === 'acked') return entry !== undefined;
-    if (!error.recoverable) {
-      this.replace({ ...entry, state: 'failed', reason: error.code || 'INTERNAL' });
+    const tried = entry.tried || (error.recoverable && !refused.has(error.code));
+    const kept = { ...entry, tried, sessionId: tried ? entry.sessionId : '' };
+    if (!error.recoverable || error.code === 'BUDGET_EXCEEDED' || error.retryAfter > MAX_WAIT) {
+      const until = error.retryAfter > 0 ? this.options.now() + error.retryAfter : 0;
+      this.replace({ ...kept, state: 'failed', reason: error.code || 'INTERNAL', until });
       return true;
     }
     const wait = Math.max(error.retryAfter, backoff(this.recoveries, this.options.random));
     this.recoveries++;
     this.notBefore = this.options.now() + wait;
-    const tried = entry.tried || !refused.has(error.code);
-    this.replace({ ...entry, state: 'queued', tried, sessionId: tried ? entry.sessionId : '' });
+    this.replace({ ...kept, state: 'queued' });
     return true;
   }
 
@@ -224,7 +237,7 @@ export class Outbox {
   retry(id: string): void {
     const entry = this.find(id);
     if (entry?.state !== 'failed') return;
-    const again: Entry = { ...entry, state: 'queued', reason: '', at: this.options.now() };
+    const again: Entry = { ...entry, state: 'queued', reason: '', until: 0, at: this.options.now() };
     this.set([...this.list.filter((e) => e.id !== id), again]);
   }
 
@@ -330,6 +343,7 @@ function restore(value: unknown): Entry[] {
       seq: typeof o.seq === 'number' ? o.seq : 0,
       left: o.left === true,
       reason: text(o.reason),
+      until: typeof o.until === 'number' ? o.until : 0,
     },
   ];
 }

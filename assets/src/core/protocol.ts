@@ -20,6 +20,12 @@ export type Metadata = Readonly<Record<string, string>>;
 export interface Model {
   readonly id: string;
   readonly name: string;
+  /** It can look at images. */
+  readonly vision: boolean;
+  /** It can listen to recordings. */
+  readonly audio: boolean;
+  /** Extensions of other files that it can read. */
+  readonly files: readonly string[];
 }
 
 export interface Limits {
@@ -379,7 +385,9 @@ function parseError(o: Unknown): ErrorFrame | null {
 function parseModel(value: unknown): Model[] {
   const o = object(value);
   const id = o ? str(o, 'id') : '';
-  return o && id ? [{ id, name: str(o, 'name') || id }] : [];
+  if (!o || !id) return [];
+  const files = list(o, 'files').flatMap((f) => (typeof f === 'string' && f ? [f] : []));
+  return [{ id, name: str(o, 'name') || id, vision: flag(o, 'vision'), audio: flag(o, 'audio'), files }];
 }
 
 type Unknown = Readonly<Record<string, unknown>>;

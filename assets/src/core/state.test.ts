@@ -16,11 +16,22 @@ function run(frames: readonly object[], from: State = initial): State {
 const ready = run([wire.connected(), wire.snapshot([], 1), wire.live()]);
 
 const text = (s: State): string[] =>
-  transcript(s).map((r) => (r.kind === 'event' ? r.event.content : r.kind === 'own' ? `(${r.entry.content})` : `${r.answer.text}|`));
+  transcript(s).map((r) => {
+    switch (r.kind) {
+      case 'event':
+        return r.event.content;
+      case 'said':
+        return r.said.text;
+      case 'own':
+        return `(${r.entry.content})`;
+      case 'answer':
+        return `${r.answer.text}|`;
+    }
+  });
 
 const entry = (id: string, content: string): Event => ({
   kind: 'outbox',
-  entries: [{ id, type: 'user_message', content, modelId: '', target: '', at: 5, state: 'sent', sessionId: 's1', tried: false, seq: 0, left: false, reason: '' }],
+  entries: [{ id, type: 'user_message', content, modelId: '', target: '', at: 5, state: 'sent', sessionId: 's1', tried: false, seq: 0, left: false, reason: '', until: 0 }],
 });
 
 describe('a running answer', () => {

@@ -1,6 +1,6 @@
 import { parseDurable } from './protocol';
 import type { DurableFrame } from './protocol';
-import { eventRows, grouped, nameOf, questionOf } from './transcript';
+import { eventRows, grouped, nameOf } from './transcript';
 import { initial } from './state';
 import { wire } from './testing';
 
@@ -28,20 +28,6 @@ test('a running answer stands apart from the one before it', () => {
   const answer = { id: 'x', attempt: 1, chunk: 1, text: 't', gap: false, stale: false };
   const [before] = eventRows([event(1, 'ai_response', 'c')]);
   expect(grouped(before, { kind: 'answer', key: 'ai:x', answer })).toBe(false);
-});
-
-test('a failed answer is asked again by the questions that it names, else by the last one', () => {
-  const failed = (o: object): DurableFrame => event(5, 'ai_response', 'x', { metadata: { failed: 'LLM_UNAVAILABLE', ...o } });
-  const asked = [event(2, 'user_message', 'a', { content: 'one' }), event(3, 'user_message', 'b', { content: 'two' })];
-  expect(questionOf([...asked, failed({ answers: 'a b' })], failed({ answers: 'a b' }))).toBe('one\n\ntwo');
-  expect(questionOf([...asked, failed({})], failed({}))).toBe('two');
-  expect(questionOf([failed({})], failed({}))).toBe('');
-});
-
-test('a failure that is followed by another message is history', () => {
-  const failed = event(5, 'ai_response', 'x', { metadata: { failed: 'LLM_UNAVAILABLE' } });
-  const items = [event(2, 'user_message', 'a', { content: 'one' }), failed, event(6, 'user_message', 'c', { content: 'again' })];
-  expect(questionOf(items, failed)).toBe('');
 });
 
 test('a session is called by its name, else by the first line of its first message', () => {

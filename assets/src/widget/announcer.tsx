@@ -1,6 +1,7 @@
 import { useEffect, useRef, useState } from 'preact/hooks';
 import type { DurableFrame } from '../core/protocol';
 import type { Page } from './page';
+import { failureWords, untilOf } from './answer';
 import { text } from './text';
 
 /** Longest answer that is read out in one go, in characters; the rest is in the transcript. */
@@ -22,6 +23,10 @@ export function Announcer({ page }: { page: Page }) {
   useEffect(() => {
     if (answering) say(text.answering);
   }, [answering]);
+  const trying = page.trying.value;
+  useEffect(() => {
+    if (trying) say(trying);
+  }, [trying]);
   useEffect(() => {
     if (!live) return;
     const seq = last?.seq ?? 0;
@@ -47,7 +52,7 @@ export function announcement(event: DurableFrame): string {
   switch (event.type) {
     case 'ai_response': {
       const { stopped, interrupted, failed } = event.metadata;
-      if (failed) return text.reasons[failed] ?? text.failed;
+      if (failed) return content ? text.brokenOff : failureWords(failed, untilOf(event));
       if (stopped) return text.stopped;
       if (interrupted) return text.interrupted;
       return `${text.answered}. ${content}`;

@@ -1,4 +1,5 @@
 import { nameOf } from '../core/transcript';
+import type { Model } from '../core/protocol';
 import type { Page } from './page';
 import { Back, Down, Menu, Plus } from './icons';
 import { text } from './text';
@@ -65,12 +66,13 @@ function ModelPicker({ page }: { page: Page }) {
   const s = page.state.value;
   if (s.models.length < 2 || s.owner === 'human' || s.ended) return null;
   const chosen = [...s.outbox].reverse().find((e) => e.type === 'model_select' && e.state !== 'failed')?.modelId;
+  const now = s.models.find((m) => m.id === (chosen ?? s.modelId));
   return (
-    <label class="picker">
+    <label class="picker" title={now && reads(now)}>
       <span class="hidden">{text.model}</span>
       <select value={chosen ?? s.modelId} onChange={(e) => void page.selectModel(e.currentTarget.value)}>
         {s.models.map((m) => (
-          <option key={m.id} value={m.id}>
+          <option key={m.id} value={m.id} title={reads(m)}>
             {m.name}
           </option>
         ))}
@@ -78,4 +80,9 @@ function ModelPicker({ page }: { page: Page }) {
       <Down />
     </label>
   );
+}
+
+/** What a model can read beside text, in a few words. */
+export function reads(m: Model): string {
+  return text.reads([...(m.vision ? [text.images] : []), ...(m.audio ? [text.recordings] : []), ...m.files.map((f) => f.replace(/^\./, ''))]);
 }

@@ -1,11 +1,9 @@
-import type { ComponentChildren } from 'preact';
 import type { Entry } from '../core/outbox';
 import type { DurableFrame } from '../core/protocol';
-import type { Answer } from '../core/state';
 import type { Row } from '../core/transcript';
-import { Clock, Spark } from './icons';
+import { Final, Running, failureWords } from './answer';
+import { Clock } from './icons';
 import type { Page } from './page';
-import { useStill } from './still';
 import { text } from './text';
 import { time } from './time';
 
@@ -21,7 +19,9 @@ export function Line({ row, page, grouped }: LineProps) {
     case 'own':
       return <Own entry={row.entry} page={page} grouped={grouped} />;
     case 'answer':
-      return <Running answer={row.answer} live={page.connected.value} />;
+      return <Running answer={row.answer} page={page} />;
+    case 'said':
+      return <Final said={row.said} again={row.again} page={page} />;
     case 'event':
       return <Event event={row.event} page={page} grouped={grouped} />;
   }
@@ -29,8 +29,6 @@ export function Line({ row, page, grouped }: LineProps) {
 
 function Event({ event, page, grouped }: { event: DurableFrame; page: Page; grouped: boolean }) {
   switch (event.type) {
-    case 'ai_response':
-      return <Final event={event} page={page} />;
     case 'user_message':
       return event.sender === 'admin' ? (
         <Agent event={event} grouped={grouped} />
@@ -68,77 +66,6 @@ function says(event: DurableFrame, page: Page): string {
   }
 }
 
-function mark(event: DurableFrame): string {
-  const { stopped, interrupted, length } = event.metadata;
-  if (stopped) return text.stopped;
-  if (interrupted) return text.interrupted;
-  return length ? text.cut : '';
-}
-
-function Running({ answer, live }: { answer: Answer; live: boolean }) {
-  const word = useStill(`${answer.attempt} ${answer.chunk} ${answer.text.length}`, live);
-  return <Ai content={answer.text} running stamp="" word={word} />;
-}
-
-function Final({ event, page }: { event: DurableFrame; page: Page }) {
-  const { failed } = event.metadata;
-  return (
-    <Ai content={event.content} stamp={event.timestamp} word={failed ? '' : mark(event)}>
-      {failed && <Failure reason={text.reasons[failed] ?? text.failed} question={page.past.value ? '' : page.askable(event)} page={page} />}
-    </Ai>
-  );
-}
-
-/** One sentence about an answer that did not come, and another try while it is the last thing that happened. */
-function Failure({ reason, question, page }: { reason: string; question: string; page: Page }) {
-  return (
-    <p class="card danger">
-      {reason}
-      {question && (
-        <button class="link" type="button" onClick={() => page.say(question)}>
-          {text.retry}
-        </button>
-      )}
-    </p>
-  );
-}
-
-interface AiProps {
-  content: string;
-  stamp: string;
-  running?: boolean;
-  /** Said below the text, or beside the dots while there is none. */
-  word: string;
-  children?: ComponentChildren;
-}
-
-function Ai(p: AiProps) {
-  return (
-    <div class="row ai" aria-busy={p.running ?? false}>
-      <span class="avatar" aria-hidden="true">
-        <Spark />
-      </span>
-      <div class="body" title={time(p.stamp)}>
-        <span class="hidden">{`${text.ai}: `}</span>
-        {p.content !== '' && (
-          <div class="text" dir="auto" data-running={p.running ?? false}>
-            {p.content}
-          </div>
-        )}
-        {p.running && p.content === '' && (
-          <span class="dots" role="img" aria-label={text.thinking}>
-            <i />
-            <i />
-            <i />
-          </span>
-        )}
-        {p.word && (p.running && p.content === '' ? <span class="word">{p.word}</span> : <p class="mark">{p.word}</p>)}
-        {p.children}
-      </div>
-    </div>
-  );
-}
-
 function Agent({ event, grouped }: { event: DurableFrame; grouped: boolean }) {
   const name = event.metadata['name'] ?? event.metadata['admin_name'] ?? '';
   return (
@@ -174,7 +101,7 @@ function Own({ entry, page, grouped }: { entry: Entry; page: Page; grouped: bool
         </div>
         {entry.state === 'failed' ? (
           <p class="status failed" role="alert">
-            {`${text.notSent}. ${text.reasons[entry.reason] ?? ''} `}
+            <span>{`${text.notSent}. ${text.reasons[entry.reason] ? failureWords(entry.reason, entry.until) : ''}`}</span>
             <button class="link" type="button" onClick={() => page.resend(entry.id)}>
               {text.retry}
             </button>

@@ -77,7 +77,8 @@ function Greeting() {
 function Activity({ page }: { page: Page }) {
   const s = page.state.value;
   if (s.typing) return <Dots kind="admin" label={text.typing(s.typing.name)} />;
-  if (s.loading && s.answers.length === 0) return <Thinking key={s.loading.id} word={s.loading.content} />;
+  const anew = page.rows.value.some((r) => r.kind === 'said' && r.again !== null);
+  if (s.loading && s.answers.length === 0 && !anew) return <Thinking key={s.loading.id} word={page.trying.value} />;
   return null;
 }
 
@@ -121,6 +122,8 @@ function stamp(row: Row): string {
       return row.event.timestamp;
     case 'own':
       return new Date(row.entry.at).toISOString();
+    case 'said':
+      return row.said.parts[0]?.timestamp ?? '';
     case 'answer':
       return '';
   }

@@ -76,8 +76,6 @@ const press = (label: string): Promise<void> => act(() => button(label)?.click()
 const settle = (): Promise<void> => act(async () => new Promise((done) => setTimeout(done, 0)));
 
 const question = wire.event(2, 'user_message', 'q', { content: 'why?' });
-const failure = (seq: number, code: string): object =>
-  wire.event(seq, 'ai_response', `a${seq}`, { metadata: { answers: 'q', failed: code } });
 
 test('two answers in a row each have their mark', async () => {
   await show(question, wire.event(3, 'ai_response', 'a', { content: 'one' }), wire.event(4, 'ai_response', 'b', { content: 'two' }));
@@ -85,20 +83,20 @@ test('two answers in a row each have their mark', async () => {
   expect(root.querySelectorAll('.row.ai[data-grouped="true"]')).toHaveLength(0);
 });
 
-test('a failure is one sentence, known or not, and a retry sends the question as a new message', async () => {
-  await show(question, failure(3, 'LLM_UNAVAILABLE'));
-  expect(words('.card.danger')).toEqual([`${text.reasons['LLM_UNAVAILABLE'] ?? ''}${text.retry}`]);
-  await press(text.retry);
-  expect(page.state.value.outbox).toMatchObject([{ type: 'user_message', content: 'why?' }]);
-  await show(question, failure(3, 'SOMETHING_NEW'));
-  expect(words('.card.danger')).toEqual([text.failed + text.retry]);
-});
-
-test('only the failure that is the last word offers a retry, and none while a person answers', async () => {
-  await show(question, failure(3, 'LLM_UNAVAILABLE'), wire.event(4, 'user_message', 'q2', { content: 'again' }));
-  expect(button(text.retry)).toBeUndefined();
-  await show(question, failure(3, 'LLM_UNAVAILABLE'), wire.event(4, 'admin_join', 'j', { sender: 'admin', metadata: { name: 'Mei' } }));
-  expect(button(text.retry)).toBeUndefined();
+test('what is being tried stands beside the dots and is announced, in our words where we know it', async () => {
+  const loading = (o: object): object => ({ type: 'loading', session_id: 's1', message_id: 'a', active: true, try: 1, ...o });
+  await show(question, loading({}));
+  expect(words('.word')).toEqual([]);
+  for (const [o, word] of [
+    [{ try: 2, content: 'Trying again' }, text.tryingAgain(2)],
+    [{ content: 'Asking Two instead' }, text.askingInstead('Two')],
+    [{ content: 'Leaving out older messages' }, text.leavingOut],
+    [{ content: 'Something new' }, 'Something new'],
+  ] as const) {
+    await more(loading(o));
+    expect(words('.word')).toEqual([word]);
+    expect(words('p[role="status"]')).toEqual([word]);
+  }
 });
 
 test('stop stands beside send when there is text, alone when there is none, and gives the focus to the field', async () => {
@@ -145,6 +143,7 @@ test('what is said of an event', () => {
   expect(say('ai_response', { content: 'yes' })).toBe(`${text.answered}. yes`);
   expect(say('ai_response', { metadata: { failed: 'LLM_UNAVAILABLE' } })).toBe(text.reasons['LLM_UNAVAILABLE']);
   expect(say('ai_response', { metadata: { interrupted: 'true' } })).toBe(text.interrupted);
+  expect(say('ai_response', { content: 'ha', metadata: { failed: 'LLM_UNAVAILABLE' } })).toBe(text.brokenOff);
   expect(say('user_message', { sender: 'admin', content: 'hello' })).toBe(`${text.support}: hello`);
   expect(say('admin_join', { sender: 'admin', metadata: { name: 'Mei' } })).toBe(text.joined('Mei'));
   expect(say('admin_leave', { sender: 'admin', metadata: { name: 'Mei' } })).toBe(text.left('Mei'));
@@ -296,6 +295,12 @@ describe('a new chat', () => {
     await page.newChat();
     expect(page.state.value.sessionId).toBe('');
   });
+});
+
+test('the menu says what a model can read beside text', async () => {
+  const models = [{ id: 'm1', name: 'One', vision: true, audio: true, files: ['pdf', '.csv'] }, { id: 'm2', name: 'Two' }];
+  await show(wire.connected({ models }));
+  expect([...root.querySelectorAll('option')].map((o) => o.title)).toEqual(['Reads images, recordings, pdf, csv', 'Reads text only']);
 });
 
 test('the strip: offline after 400 ms, whatever the socket thinks of itself, and nothing while it proves to live', () => {

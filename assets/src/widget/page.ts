@@ -4,16 +4,19 @@
  */
 
 import { batch, computed, signal } from '@preact/signals';
+import { answersOf, offersOf, wishOf } from '../core/answers';
+import type { Offers, Said, Wish } from '../core/answers';
 import { Chat } from '../core/chat';
 import type { Status } from '../core/connection';
 import { fits } from '../core/protocol';
+import type { Entry } from '../core/outbox';
 import type { DurableFrame } from '../core/protocol';
 import { initial } from '../core/state';
 import type { State } from '../core/state';
 import { subject } from '../core/token';
 import { listed, withKnown } from '../core/sessions';
 import type { SessionEntry } from '../core/sessions';
-import { questionOf, transcript } from '../core/transcript';
+import { transcript } from '../core/transcript';
 import { Api } from './api';
 import { clock, dial, sessionStore, uuid } from './browser';
 import type { TokenSource } from './host';
@@ -46,6 +49,8 @@ const NOTE_MS = 6_000;
 /** How long the list of conversations waits for more to happen before it is read again, in milliseconds. */
 const LIST_MS = 1_000;
 const LIST_FAILED_MS = 5_000;
+/** Refusals of a wish that time or the user can do something about. */
+const lasting: ReadonlySet<string> = new Set(['BUDGET_EXCEEDED', 'EXPIRED']);
 /** Wide enough for that list to stand beside the chat. */
 const WIDE = '(min-width: 900px)';
 
@@ -70,6 +75,20 @@ export function createPage(base: URL, tokens: TokenSource) {
   const rows = computed(() => transcript(state.value));
   const connected = computed(() => status.value.kind === 'live' && !status.value.doubted);
   const entries = computed(() => listed(sessions.value.items, state.value));
+  /** What is being tried for the answer that is awaited, in words; empty: nothing out of the ordinary. */
+  const trying = computed(() => (state.value.live ? wordsOf(state.value) : ''));
+  const newest = computed(() => {
+    const row = [...rows.value].reverse().find((r) => r.kind === 'said');
+    return row?.kind === 'said' ? { id: row.said.id, offers: offersOf(state.value, row.said, answersOf(state.value.items)) } : null;
+  });
+  /** The server does not know how a person is asked. */
+  const helpless = signal(false);
+  const help = computed(() => {
+    const s = state.value;
+    if (s.owner !== 'ai') return 'waiting' as const;
+    if (helpless.value) return 'refused' as const;
+    return s.outbox.some((e) => e.type === 'help_request' && e.state !== 'failed' && e.state !== 'acked') ? ('asked' as const) : ('possible' as const);
+  });
   const answering = computed(() => state.value.answers.length > 0 || state.value.loading !== null);
 
   const api = new Api(base, () => tokens.current());
@@ -98,12 +117,23 @@ export function createPage(base: URL, tokens: TokenSource) {
     onState: (s) => {
       state.value = s;
       followList(s);
+      s.outbox.forEach(giveUp);
     },
     onStatus: (s) => {
       status.value = s;
     },
     onError: (code, message) => tell(text.reasons[code] ?? message),
   });
+
+  /** Forgets what was refused and is no message, unless another try makes sense; the user is told. */
+  function giveUp(e: Entry): void {
+    if (e.state !== 'failed' || e.type === 'user_message') return;
+    if (wishOf(e.type) && lasting.has(e.reason)) return;
+    chat.discard(e.id);
+    if (e.type === 'help_request' && e.reason !== 'EXPIRED') helpless.value = true;
+    else if (e.type === 'model_select') tell(text.reasons[e.reason] ?? text.modelKept);
+    else tell(text.notPossible);
+  }
 
   async function start(): Promise<void> {
     const token = await tokens.get('start');
@@ -158,6 +188,15 @@ export function createPage(base: URL, tokens: TokenSource) {
       return false;
     }
     return true;
+  }
+
+  /** Asks for another answer. */
+  function ask(how: Wish, target: string): void {
+    if (!chat.send({ type: how, target })) tell(text.tooMany);
+  }
+
+  function askPerson(): void {
+    if (!chat.send({ type: 'help_request' })) tell(text.tooMany);
   }
 
   function write(value: string): void {
@@ -283,12 +322,12 @@ export function createPage(base: URL, tokens: TokenSource) {
 
   return {
     state, status, online, connected, waitingForHost, note, past, sessions, listed: entries, listOpen, wide, older, draft, rows,
-    answering, leaving, begun, goingOn,
-    toggleList, uncoverChat, fitList, start, send, say, write, open, loadOlder, moreSessions, newChat, endAndStart,
+    answering, trying, help, leaving, begun, goingOn,
+    toggleList, uncoverChat, fitList, start, send, ask, askPerson, write, open, loadOlder, moreSessions, newChat, endAndStart,
     byLink: tokens.link,
     continueCurrent: () => leave(true),
-    /** What to ask again after an answer that failed; empty when that makes no sense now. */
-    askable: (answer: DurableFrame) => (state.value.ended || state.value.owner === 'human' ? '' : questionOf(state.value.items, answer)),
+    /** What may be asked for about an answer; null: it is not the newest, or this is not the time. */
+    offersFor: (said: Said): Offers | null => (newest.value?.id === said.id ? newest.value.offers : null),
     closePast: () => (past.value = null),
     stopAnswer: () => chat.stopAnswer(),
     selectModel: (modelId: string) => chat.send({ type: 'model_select', modelId }),
@@ -298,6 +337,15 @@ export function createPage(base: URL, tokens: TokenSource) {
     nudge: () => chat.nudge(),
     doubt: () => chat.doubt(),
   };
+}
+
+function wordsOf(s: State): string {
+  if (!s.loading) return '';
+  const { attempt, content } = s.loading;
+  if (attempt > 1) return text.tryingAgain(attempt);
+  if (content === 'Leaving out older messages') return text.leavingOut;
+  const other = s.models.find((m) => content === `Asking ${m.name} instead`);
+  return other ? text.askingInstead(other.name) : content;
 }
 
 function readDraft(): string {

@@ -57,7 +57,8 @@ export function useFollow(rows: readonly Row[]) {
 
   const lastOwn = [...rows].reverse().find((r) => r.kind === 'own')?.key ?? '';
   const tail = rows[rows.length - 1];
-  const grown = tail?.kind === 'answer' ? tail.answer.text.length : 0;
+  const running = tail?.kind === 'answer' ? tail.answer : tail?.kind === 'said' ? tail.again?.answer : null;
+  const grown = running?.text.length ?? 0;
   const head = rows[0]?.key;
 
   useLayoutEffect(() => {

@@ -27,6 +27,9 @@ export const text = {
   reconnecting: 'Reconnecting…',
   support: 'Support',
   model: 'Model',
+  reads: (what: readonly string[]): string => (what.length > 0 ? `Reads ${what.join(', ')}` : 'Reads text only'),
+  images: 'images',
+  recordings: 'recordings',
 
   lost: (seconds: number): string =>
     seconds > 0 ? `Connection lost. Retrying in ${seconds} s` : 'Connection lost. Retrying…',
@@ -54,6 +57,25 @@ export const text = {
   pickingUp: 'The answer is being picked up again…',
   answering: 'The assistant is answering',
   answered: 'The assistant has answered',
+  tryingAgain: (n: number): string => `Trying again (${n})`,
+  askingInstead: (name: string): string => `Asking ${name} instead`,
+  leavingOut: 'Leaving out older messages',
+  answeredBy: (name: string): string => `Answered by ${name}`,
+  goOn: 'Continue',
+  regenerate: 'Answer again',
+  earlier: (n: number): string => (n === 1 ? 'Earlier answer' : `${n} earlier answers`),
+  notPossible: 'That is not possible any more.',
+  askPerson: 'Ask a person',
+  askingPerson: 'Asking for a person…',
+  noPerson: 'A person cannot be asked here.',
+  retryIn: (seconds: number): string => (seconds < 120 ? `Retry in ${seconds} s` : `Retry in ${Math.ceil(seconds / 60)} min`),
+  budgetUntil: (at: string): string => `Your allowance for today is used up. It begins anew at ${at}.`,
+  budgetOver: 'Your allowance was used up. You can ask again now.',
+  brokenOff: 'The answer broke off.',
+  filesLost: (names: readonly string[]): string => {
+    const known = names.filter(Boolean).join(', ');
+    return (names.length === 1 ? 'A file could not be kept' : `${names.length} files could not be kept`) + (known ? `: ${known}` : '.');
+  },
   stopped: 'Stopped',
   interrupted: 'Interrupted',
   cut: 'The answer reached the longest length allowed.',
@@ -73,6 +95,7 @@ export const text = {
   continueCurrent: 'Continue in the current chat',
   goingOn: 'Another chat is going on. A new one would end it.',
   endAndStart: 'End it and start a new one',
+  modelKept: 'The model could not be changed.',
   modelSelected: (name: string): string => `Model changed to ${name}`,
   file: 'File',
   voice: 'Voice message',

@@ -1,6 +1,8 @@
 // A server that speaks enough of the protocol to develop the page and to run its tests without Redis and Go.
-// It keeps everything in memory, trusts every token that it can read, and answers `!tokens N DELAY_MS` and `!error` like
-// the scripted model; `!hold MS` says one word, waits, and says another.
+// It keeps everything in memory, trusts every token that it can read, and answers these like the scripted model:
+// `!tokens N DELAY_MS`, `!cut N` (the connection breaks after N words), `!length`, `!error STATUS [times=N]`. More:
+// `!hold MS` says one word, waits, and says another; `!fallback` is answered by the other model; `!budget` finds no
+// tokens left when its turn comes, `!refuse` when it is sent; `!file` comes with files.
 
 import { createServer } from 'node:http';
 import { randomUUID } from 'node:crypto';
@@ -11,8 +13,10 @@ import { WebSocketServer } from 'ws';
 const dist = fileURLToPath(new URL('../../dist/', import.meta.url));
 const models = [
   { id: 'fast', name: 'Fast' },
-  { id: 'thorough', name: 'Thorough' },
+  { id: 'thorough', name: 'Thorough', vision: true, files: ['pdf'] },
 ];
+const HOURS = 3 * 60 * 60 * 1000;
+const wishes = ['regenerate', 'continue', 'retry'];
 const SNAPSHOT = 50;
 
 export async function startMock({ port = 0, host = '127.0.0.1' } = {}) {
@@ -20,8 +24,8 @@ export async function startMock({ port = 0, host = '127.0.0.1' } = {}) {
   const server = createServer((req, res) => void route(req, res).catch(() => res.writeHead(500).end()));
   const wss = new WebSocketServer({ noServer: true, handleProtocols: () => 'chatbox.v1' });
   const counts = { lookups: 0, accepted: 0 };
-  /** What a test may break: the archive is away; nothing becomes durable. */
-  const faults = { archive: false, flusher: false };
+  /** What a test may break: the archive is away; nothing becomes durable. `people`: somebody can be asked for help. */
+  const faults = { archive: false, flusher: false, people: false };
 
   server.on('upgrade', (req, socket, head) => {
     const url = new URL(req.url, 'http://mock');
@@ -100,7 +104,7 @@ export async function startMock({ port = 0, host = '127.0.0.1' } = {}) {
         if (f.resent) counts.lookups++;
         if (known) return send(ws, { type: 'ack', session_id: home.id, message_id: f.message_id, seq: known, duplicate: true });
         if (f.content.startsWith('!refuse')) {
-          return send(ws, { type: 'error', message_id: f.message_id, error: { code: 'BUDGET_EXCEEDED', message: 'no', recoverable: false } });
+          return send(ws, { type: 'error', message_id: f.message_id, error: { code: 'BUDGET_EXCEEDED', message: 'no', recoverable: true, retry_after: HOURS } });
         }
         counts.accepted++;
         s.name ??= f.content.slice(0, 60);
@@ -108,7 +112,21 @@ export async function startMock({ port = 0, host = '127.0.0.1' } = {}) {
         s.owed.push(f);
         return void answer(s);
       }
+      case 'regenerate':
+      case 'continue':
+      case 'retry': {
+        const known = s.ids.get(f.message_id);
+        if (known) return send(ws, { type: 'ack', session_id: s.id, message_id: f.message_id, seq: known, duplicate: true });
+        if (!targetOf(s, f)) return refuse(ws, f, 'NOT_FOUND');
+        append(s, { type: f.type, message_id: f.message_id, sender: 'user', target: f.target }, ws);
+        s.owed.push(f);
+        return void answer(s);
+      }
+      case 'help_request':
+        if (!faults.people) return refuse(ws, f, 'UNKNOWN_TYPE');
+        return void append(s, { type: 'help_request', message_id: f.message_id, sender: 'user' }, ws);
       case 'model_select':
+        if (!models.some((m) => m.id === f.model_id)) return refuse(ws, f, 'INVALID_MODEL');
         s.model = f.model_id;
         return void append(s, { type: 'model_select', message_id: f.message_id, sender: 'user', model_id: f.model_id }, ws);
       case 'stop':
@@ -119,29 +137,94 @@ export async function startMock({ port = 0, host = '127.0.0.1' } = {}) {
     }
   }
 
+  /** The answer that a wish is about: the one it names, or the newest to the question that it names. */
+  function targetOf(s, f) {
+    const answers = s.events.filter((e) => e.type === 'ai_response');
+    return f.type === 'retry'
+      ? answers.findLast((e) => e.metadata.answers.split(' ').includes(f.target))
+      : answers.find((e) => e.message_id === f.target);
+  }
+
+  /** What is owed next: the questions up to the first wish, or that wish alone. */
+  function next(s) {
+    const until = s.owed.findIndex((f) => wishes.includes(f.type));
+    const taken = s.owed.splice(0, until < 0 ? s.owed.length : Math.max(1, until));
+    const ids = taken.map((f) => f.message_id);
+    const wish = wishes.includes(taken[0].type) ? taken[0] : null;
+    if (!wish) return { ids, asked: taken[taken.length - 1].content, metadata: {} };
+    const target = targetOf(s, wish);
+    ids.push(...target.metadata.answers.split(' ').filter((id) => !ids.includes(id)));
+    const asked = s.events.findLast((e) => e.type === 'user_message' && ids.includes(e.message_id)).content;
+    return { ids, asked, goesOn: wish.type === 'continue', metadata: { [wish.type === 'continue' ? 'continues' : 'replaces']: target.message_id } };
+  }
+
+  /** Reads a command, or makes the ordinary reply. */
+  function script(s, { asked, goesOn }) {
+    const [command, ...rest] = asked.startsWith('!') ? asked.slice(1).split(' ') : ['', asked];
+    const [n, ms] = rest.map(Number);
+    const count = (k) => Array.from({ length: k }, (_, i) => `t${i + 1}`);
+    if (goesOn) return { words: ['', 'and', 'the', 'rest.'], ms: 40 };
+    switch (command) {
+      case 'tokens':
+        return { words: count(n), ms };
+      case 'hold':
+        return { words: ['wait', 'done'], ms: n };
+      case 'cut':
+        return { words: count(n), ms: 15, metadata: { failed: 'LLM_UNAVAILABLE', interrupted: 'failed' } };
+      case 'length':
+        return { words: count(5), metadata: { length: 'true' } };
+      case 'error': {
+        const times = Number(/times=(\d+)/.exec(asked)?.[1] ?? Infinity);
+        const [, wait] = /retry=(\d+)/.exec(asked) ?? [];
+        s.failed ??= new Map();
+        s.failed.set(asked, (s.failed.get(asked) ?? 0) + 3);
+        if (s.failed.get(asked) > times) return { words: 'It works again.'.split(' ') };
+        return { words: [], tries: 3, metadata: { failed: 'LLM_UNAVAILABLE', help: 'offered', ...(wait ? { retry_after: String(wait * 1000) } : {}) } };
+      }
+      case 'budget':
+        return { words: [], metadata: { failed: 'BUDGET_EXCEEDED', retry_after: String(HOURS) } };
+      case 'fallback':
+        return { words: 'Here I am.'.split(' '), instead: true, metadata: { answered_by: 'Thorough' } };
+      case 'file':
+        return {
+          words: 'Here are your files.'.split(' '),
+          metadata: {
+            links: JSON.stringify([{ name: 'figures.csv', url: 'https://files.example/figures.csv' }, { url: 'https://other.example/x' }]),
+            file_ids: randomUUID(), files_lost: '[file chart.png]',
+          },
+        };
+      default:
+        return { words: `You said: ${asked}`.split(' ') };
+    }
+  }
+
   async function answer(s) {
     if (s.gen || s.owed.length === 0) return;
-    const questions = s.owed.splice(0);
+    const job = next(s);
+    const plan = script(s, job);
     const gen = { id: randomUUID(), chunk: 0, text: '', stop: false };
     s.gen = gen;
     const tell = (f) => s.sockets.forEach((ws) => send(ws, { session_id: s.id, message_id: gen.id, ...f }));
     tell({ type: 'loading', active: true, try: 1 });
-    const last = questions[questions.length - 1].content;
-    const [, n, ms] = /^!tokens (\d+)(?: (\d+))?/.exec(last) ?? [];
-    const [, hold] = /^!hold (\d+)/.exec(last) ?? [];
-    const words = hold ? ['wait', 'done'] : n ? Array.from({ length: Number(n) }, (_, i) => `t${i + 1}`) : `You said: ${last}`.split(' ');
     await pause(120);
-    const broken = last.startsWith('!error');
-    for (const [i, w] of words.entries()) {
-      await pause(hold && i > 0 ? Number(hold) : Number(ms ?? 15));
-      if (gen.stop || s.ended || broken) break;
+    for (let n = 2; n <= (plan.tries ?? 1); n++) {
+      tell({ type: 'loading', active: true, try: n, content: 'Trying again' });
+      await pause(600);
+    }
+    if (plan.instead) {
+      tell({ type: 'loading', active: true, try: 1, content: 'Asking Thorough instead' });
+      await pause(600);
+    }
+    for (const [i, w] of plan.words.entries()) {
+      await pause(i === 0 ? 15 : (plan.ms || 15));
+      if (gen.stop || s.ended) break;
       const delta = i === 0 ? w : ` ${w}`;
       gen.text += delta;
       gen.chunk++;
       tell({ type: 'ai_response', sender: 'ai', attempt: 1, chunk: gen.chunk, delta });
     }
     s.gen = null;
-    const metadata = { answers: questions.map((q) => q.message_id).join(' '), ...(gen.stop ? { stopped: 'true' } : {}), ...(broken ? { failed: 'LLM_UNAVAILABLE' } : {}) };
+    const metadata = { answers: job.ids.join(' '), ...job.metadata, ...(gen.stop ? { stopped: 'true' } : plan.metadata) };
     if (!s.ended) append(s, { type: 'ai_response', message_id: gen.id, sender: 'ai', content: gen.text, metadata });
     void answer(s);
   }
@@ -223,6 +306,10 @@ async function listen(server, port, host) {
 
 function send(ws, frame) {
   if (ws.readyState === ws.OPEN) ws.send(JSON.stringify(frame));
+}
+
+function refuse(ws, f, code) {
+  send(ws, { type: 'error', message_id: f.message_id, error: { code, message: 'no', recoverable: false } });
 }
 
 function json(res, status, body) {

@@ -264,18 +264,163 @@ describe('the page', { skip: missing ? 'no chromium on PATH' : false }, () => {
     await two.getByText('This conversation has ended.').first().waitFor(WAIT);
   });
 
-  test('a failed answer says so in one sentence, and another try asks again', async () => {
+  test('a failed answer says what is tried, fails in one sentence, and another try takes its place', async () => {
     const page = await openFresh();
-    await say(page, '!error 401');
+    await say(page, '!error 500 times=3');
+    await page.locator('.word').getByText('Trying again (2)').waitFor({ timeout: 30_000 });
+    await shot(page, 'trying-again');
     const card = page.locator('.card.danger');
     await card.waitFor({ timeout: 30_000 });
     await shot(page, 'answer-failed');
-    assert.equal((await card.textContent()).replace('Retry', '').trim(), 'The assistant is not available right now.');
-    await card.getByRole('button', { name: 'Retry' }).click();
-    await own(page).nth(1).waitFor(WAIT);
-    assert.deepEqual(await own(page).allTextContents(), ['!error 401', '!error 401']);
-    await card.nth(1).waitFor({ timeout: 30_000 });
-    assert.equal(await page.getByRole('button', { name: 'Retry' }).count(), 1);
+    assert.match(await card.textContent(), /^The assistant is not available right now\.Retry/);
+    await card.getByRole('button', { name: 'Retry' }).focus();
+    await page.keyboard.press('Enter');
+    await card.waitFor({ state: 'detached', timeout: 30_000 });
+    await finished(page);
+    assert.deepEqual(await own(page).allTextContents(), ['!error 500 times=3']);
+    assert.equal(await answers(page).count(), 1);
+    assert.notEqual((await answers(page).textContent()).trim(), '');
+    await shot(page, 'retried');
+    await page.reload();
+    await page.locator('.dot[data-state="live"]').waitFor(WAIT);
+    assert.equal(await answers(page).count(), 1);
+    assert.deepEqual(await own(page).allTextContents(), ['!error 500 times=3']);
+  });
+
+  test('an answer that broke off keeps its text, and goes on where it stopped, also after a reload', async () => {
+    const page = await openFresh();
+    await say(page, '!cut 3');
+    const card = page.locator('.card.danger');
+    await card.waitFor({ timeout: 30_000 });
+    const before = (await answers(page).textContent()).trim();
+    assert.match(before, /^t1 t2/);
+    assert.match(await card.textContent(), /^The answer broke off\.ContinueRetry/);
+    await shot(page, 'broken-off');
+    await page.getByRole('button', { name: 'Continue', exact: true }).click();
+    await page.waitForFunction((n) => document.querySelector('.row.ai .text').textContent.length > n, before.length, { timeout: 30_000 });
+    await page.locator('.row.ai[aria-busy="true"]').waitFor({ state: 'detached', timeout: 30_000 });
+    await page.reload();
+    await page.locator('.dot[data-state="live"]').waitFor(WAIT);
+    const text = await answers(page).textContent();
+    assert.ok(text.startsWith(before) && text.length > before.length, text);
+    assert.equal(await page.locator('.row.ai').count(), 1);
+    await shot(page, 'went-on');
+  });
+
+  test('an answer that was stopped goes on under the same heading', async () => {
+    const page = await openFresh();
+    await say(page, '!tokens 200 50');
+    await page.locator('.log').getByText('t5', { exact: false }).waitFor(WAIT);
+    await page.getByRole('button', { name: 'Stop the answer' }).click();
+    await page.locator('.foot').getByText('Stopped').waitFor(WAIT);
+    await shot(page, 'stopped');
+    const before = (await answers(page).textContent()).length;
+    await page.getByRole('button', { name: 'Continue', exact: true }).click();
+    await page.waitForFunction((n) => document.querySelector('.row.ai .text').textContent.length > n, before, { timeout: 30_000 });
+    assert.equal(await page.locator('.row.ai').count(), 1);
+    const stop = page.getByRole('button', { name: 'Stop the answer' });
+    if (await stop.count()) await stop.click();
+    await page.locator('.row.ai[aria-busy="true"]').waitFor({ state: 'detached', timeout: 30_000 });
+  });
+
+  test('an answer can be given anew by key, in every tab, and the earlier one be read', async () => {
+    const page = await openFresh();
+    const other = await open();
+    await say(page, '!tokens 8 30');
+    await finished(page);
+    await page.getByRole('button', { name: 'Answer again' }).focus();
+    await shot(page, 'regenerate');
+    await page.keyboard.press('Space');
+    for (const p of [page, other]) {
+      await p.locator('.earlier summary').waitFor(WAIT);
+      await p.locator('.row.ai[aria-busy="true"]').waitFor({ state: 'detached', timeout: 30_000 });
+      await p.getByRole('button', { name: 'Answer again' }).waitFor(WAIT);
+      assert.equal(await p.locator('.row.ai').count(), 1);
+      assert.deepEqual(await own(p).allTextContents(), ['!tokens 8 30']);
+      assert.equal((await p.locator('.row.ai .body > .text').textContent()).trim(), sequence(8));
+    }
+    await page.locator('.earlier summary').focus();
+    await page.keyboard.press('Enter');
+    await page.locator('.earlier .text').getByText(sequence(8)).waitFor(WAIT);
+    await shot(page, 'given-anew');
+  });
+
+  test('a wish made offline waits, survives a reload, and is granted once', { skip: foreign !== '' }, async () => {
+    const page = await openFresh();
+    await say(page, 'hello');
+    await finished(page);
+    await context.setOffline(true);
+    await page.locator('.dot:not([data-state="live"])').waitFor({ timeout: 5_000 });
+    await page.getByRole('button', { name: 'Answer again' }).click();
+    await page.locator('.word').getByText('Waiting to be sent').waitFor(WAIT);
+    await shot(page, 'wish-offline');
+    await context.setOffline(false);
+    await page.reload();
+    await page.locator('.earlier summary').waitFor(WAIT);
+    await page.getByRole('button', { name: 'Answer again' }).waitFor(WAIT);
+    await page.reload();
+    await page.locator('.earlier summary').waitFor(WAIT);
+    assert.equal(await page.locator('.earlier summary').textContent(), 'Earlier answer');
+  });
+
+  test('another model is told, while it is asked and after', { skip: foreign !== '' }, async () => {
+    const page = await openFresh();
+    await say(page, '!fallback');
+    await page.locator('.word').getByText('Asking Thorough instead').waitFor(WAIT);
+    await shot(page, 'asking-instead');
+    await finished(page);
+    await page.locator('.foot').getByText('Answered by Thorough').waitFor(WAIT);
+    assert.equal(await page.locator('.picker select').inputValue(), 'fast');
+    await shot(page, 'answered-by');
+  });
+
+  test('an allowance that is used up is said with its end, and nothing is sent again by itself', { skip: foreign !== '' }, async () => {
+    const page = await openFresh();
+    const words = /Your allowance for today is used up\. It begins anew at .*\d/;
+    await say(page, '!budget');
+    await page.locator('.card.danger').getByText(words).waitFor(WAIT);
+    assert.equal(await page.getByRole('button', { name: 'Retry' }).count(), 0);
+    const frames = [];
+    await say(page, '!refuse this');
+    await page.locator('.status.failed').getByText(words).waitFor(WAIT);
+    page.on('websocket', () => frames.push('reconnected'));
+    await shot(page, 'allowance');
+    await page.waitForTimeout(3_000);
+    assert.equal(await page.locator('.status.failed').count(), 1);
+    assert.deepEqual(frames, []);
+    await page.getByRole('button', { name: 'Discard' }).click();
+    await own(page).nth(1).waitFor({ state: 'detached', ...WAIT });
+  });
+
+  test('when no model can be had a person is offered', { skip: foreign !== '' }, async () => {
+    const page = await openFresh();
+    await say(page, '!error 500 retry=3');
+    await page.getByRole('button', { name: /^Retry in \d s$/ }).waitFor(WAIT);
+    await shot(page, 'help-offered');
+    await page.getByRole('button', { name: 'Retry', exact: true }).waitFor(WAIT);
+    await page.getByRole('button', { name: 'Ask a person' }).click();
+    await page.getByText('A person cannot be asked here.').waitFor(WAIT);
+    await shot(page, 'help-refused');
+    mock.faults.people = true;
+    try {
+      await page.reload();
+      await page.getByRole('button', { name: 'Ask a person' }).click();
+      await page.getByText('We have told the team. You can keep chatting.').waitFor(WAIT);
+      await shot(page, 'help-asked');
+    } finally {
+      mock.faults.people = false;
+    }
+  });
+
+  test('files of an answer are links to elsewhere, or named', { skip: foreign !== '' }, async () => {
+    const page = await openFresh();
+    await say(page, '!file');
+    await finished(page);
+    const link = page.getByRole('link', { name: 'figures.csv' });
+    await link.waitFor(WAIT);
+    assert.equal(await link.getAttribute('rel'), 'noopener noreferrer nofollow');
+    await page.getByText('A file could not be kept: chart.png').waitFor(WAIT);
+    await shot(page, 'files');
   });
 
   test('a window that becomes narrow shows the chat, and the list again when it becomes wide', async () => {
