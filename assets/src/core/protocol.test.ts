@@ -68,7 +68,7 @@ describe('parseFrame', () => {
   test('the greeting is read in full', () => {
     expect(parseFrame(wire.connected({ name: 'Trip', assisted_by: 'Mei', owner: 'human', models: [{ id: 'm', vision: true, files: ['pdf', 3] }, 3, { name: 'x' }] }))).toMatchObject({
       kind: 'connected', sessionId: 's1', epoch: 'e1', name: 'Trip', owner: 'human', assistedBy: 'Mei', models: [{ id: 'm', name: 'm', vision: true, audio: false, files: ['pdf'] }],
-      user: { id: 'u1', name: 'Ann' }, heartbeatMs: 30_000, limits: { frameBytes: 65_536 },
+      user: { id: 'u1', name: 'Ann' }, heartbeatMs: 30_000, limits: { frameBytes: 65_536, help: true },
     });
     expect(parseFrame({ type: 'connection_status', status: 'connected' })).toBeNull();
   });

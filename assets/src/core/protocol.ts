@@ -31,6 +31,8 @@ export interface Model {
 export interface Limits {
   /** Bytes of one client frame; 0 when the server did not say. */
   readonly frameBytes: number;
+  /** Whether a person can be asked for: `help_request` is accepted. */
+  readonly help: boolean;
 }
 
 /** A stored event: it has a seq, which alone orders the session. */
@@ -345,7 +347,7 @@ function parseStatus(o: Unknown): ServerFrame | null {
         assistedBy: str(o, 'assisted_by'),
         heartbeatMs: count(o, 'heartbeat_ms'),
         windowMs: count(o, 'window_ms'),
-        limits: { frameBytes: limits ? count(limits, 'frame_bytes') : 0 },
+        limits: { frameBytes: limits ? count(limits, 'frame_bytes') : 0, help: limits?.['help'] === true },
       };
     }
     case 'snapshot':

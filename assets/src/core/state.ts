@@ -101,7 +101,7 @@ export const initial: State = {
   modelId: '',
   owner: 'ai',
   assistedBy: '',
-  limits: { frameBytes: 0 },
+  limits: { frameBytes: 0, help: false },
   ended: null,
 };
 

@@ -141,7 +141,7 @@ export const wire = {
   connected: (o: object = {}) => ({
     type: 'connection_status', status: 'connected', session_id: 's1', epoch: 'e1', seq: 0, resumed: false, recovered: false,
     user: { id: 'u1', name: 'Ann' }, models: [{ id: 'm1', name: 'One' }, { id: 'm2', name: 'Two' }], model_id: 'm1', owner: 'ai',
-    heartbeat_ms: 30_000, window_ms: 900_000, limits: { frame_bytes: 65_536 }, ...o,
+    heartbeat_ms: 30_000, window_ms: 900_000, limits: { frame_bytes: 65_536, help: true }, ...o,
   }),
   snapshot: (messages: object[], seq: number, o: object = {}) => ({
     type: 'connection_status', status: 'snapshot', session_id: 's1', epoch: 'e1', seq, messages, has_more: false, ...o,

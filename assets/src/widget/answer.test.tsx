@@ -145,6 +145,14 @@ describe('a failed answer', () => {
     expect(button(text.askPerson)).toBeUndefined();
     expect(button(text.retry)).toBeDefined();
   });
+
+  test('offers no person where none can be asked for', async () => {
+    await show(question, wire.event(3, 'ai_response', 'a', { metadata: { answers: 'q', failed: 'LLM_UNAVAILABLE', help: 'offered' } }));
+    await hear(wire.connected({ limits: { frame_bytes: 65_536 } }));
+    await hear(wire.live());
+    expect(button(text.askPerson)).toBeUndefined();
+    expect(button(text.retry)).toBeDefined();
+  });
 });
 
 describe('an answer', () => {

@@ -110,7 +110,7 @@ function Help({ page }: { page: Page }) {
       return <span class="quiet">{text.askingPerson}</span>;
     case 'refused':
       return <span class="quiet">{text.noPerson}</span>;
-    case 'waiting':
+    case 'none':
       return null;
   }
 }

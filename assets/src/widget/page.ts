@@ -85,7 +85,7 @@ export function createPage(base: URL, tokens: TokenSource) {
   const helpless = signal(false);
   const help = computed(() => {
     const s = state.value;
-    if (s.owner !== 'ai') return 'waiting' as const;
+    if (s.owner !== 'ai' || !s.limits.help) return 'none' as const;
     if (helpless.value) return 'refused' as const;
     return s.outbox.some((e) => e.type === 'help_request' && e.state !== 'failed' && e.state !== 'acked') ? ('asked' as const) : ('possible' as const);
   });

@@ -74,7 +74,7 @@ export async function startMock({ port = 0, host = '127.0.0.1' } = {}) {
     send(ws, {
       type: 'connection_status', status: 'connected', session_id: s.id, epoch: s.epoch, seq: s.seq, resumed, recovered,
       user: { id: user.id, name: user.name }, name: s.name, models, model_id: s.model, owner: 'ai', heartbeat_ms: 30_000, window_ms: 900_000,
-      limits: { frame_bytes: 65_536, per_minute: 100 },
+      limits: { frame_bytes: 65_536, per_minute: 100, help: true },
     });
     if (recovered) for (const e of s.events.filter((x) => x.seq > last)) send(ws, e);
     else {
