@@ -91,6 +91,8 @@ func chaosRun(t *testing.T, seed uint64, linger bool) {
 	t.Logf("CHATBOX_SEED=%d", seed)
 	c := start(t, options{linked: true, aof: true, chatbox: unlimited, websocket: `idle_timeout = "9s"`, env: []string{
 		"CHATBOX__CLUSTER__PRESENCE_LEASE=10s", "CHATBOX__CLUSTER__TOUCH_EVERY=3s",
+		// Longer than the faults: an answer that meets more than two of them would be given up, as it must be.
+		"CHATBOX__CLUSTER__GENERATION_LEASE=3s",
 	}})
 	settled(t, c)
 	before := c.descriptors()

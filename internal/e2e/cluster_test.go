@@ -366,14 +366,7 @@ func (c *cluster) request(method, addr, path, token string, into any) int {
 	return res.StatusCode
 }
 
-// transcript reads a session out of MongoDB alone, as somebody would who has the keyset.
-func (c *cluster) transcript(sessionID string) []sessionstore.Event {
-	c.t.Helper()
-	events, err := c.readTranscript(sessionID)
-	require.NoError(c.t, err)
-	return events
-}
-
+// readTranscript reads a session out of MongoDB alone, as somebody would who has the keyset.
 func (c *cluster) readTranscript(sessionID string) ([]sessionstore.Event, error) {
 	h := &chat.History{Live: nothing{}, Stored: c.archive, Keys: c.keyring}
 	page, err := h.Page(c.t.Context(), sessionID, 0, 10000)

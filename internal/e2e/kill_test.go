@@ -228,8 +228,9 @@ func (s *scene) check(t *testing.T) {
 	s.viewer.mu.Unlock()
 	var stored []sessionstore.Event
 	if !assert.Eventually(t, func() bool {
-		stored = s.c.transcript(s.viewer.sessionID)
-		return len(stored) > 0 && stored[len(stored)-1].Seq >= last
+		var err error
+		stored, err = s.c.readTranscript(s.viewer.sessionID) // the document, which has the key, follows the messages
+		return err == nil && len(stored) > 0 && stored[len(stored)-1].Seq >= last
 	}, 20*time.Second, 100*time.Millisecond, "not in MongoDB") {
 		return
 	}
