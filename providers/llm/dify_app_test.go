@@ -24,7 +24,7 @@ import (
 const (
 	difyConversation = "45701982-8118-4bc5-8e9b-64562b4555f2"
 	difyTask         = "900bbd43-dc0b-4383-a372-aa6e6c414227"
-	difyAsker         = "user-1"
+	difyAsker        = "user-1"
 )
 
 // difyAsked is a request as the app received it.
