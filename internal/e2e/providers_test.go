@@ -16,10 +16,8 @@ import (
 	"github.com/real-rm/chatbox/sessionstore"
 )
 
-// wrongKey is what the gateway does not take.
-const wrongKey = "sk-e2e-key-of-nobody"
-
-// failing is three models that cannot answer, each in a manner that is not repeated or in vain, with another behind it.
+// failing is three models that cannot answer, each with another behind it: one whose key the gateway does not know, and two
+// that the test makes fail.
 func failing(base string) string {
 	return gatewayEntry(base, "stranger", "chat", `fallback = ["claude"]`) +
 		gatewayEntry(base, "broke", "claude", `fallback = ["dify"]`) +
@@ -29,7 +27,8 @@ func failing(base string) string {
 // quickRetries shortens what a model that fails is given.
 var quickRetries = []string{"CHATBOX__CHATBOX__LLM__BACKOFF_BASE=20ms", "CHATBOX__CHATBOX__LLM__BACKOFF_CAP=100ms"}
 
-// Beyond B8 and promises 19, 20, 27, 28, 29, 30, 62: models of all kinds behind three replicas.
+// Feature: chat-application-websocket, Properties 27, 29, 30, 62 (Promises 27, 29, 30, 62), beyond B8: models of all kinds
+// behind three replicas.
 func TestProviders(t *testing.T) {
 	g := newGateway()
 	g.keys["broke"], g.keys["ill"] = gatewayKey("broke"), gatewayKey("ill") // the stranger's is another one
@@ -131,9 +130,10 @@ func switching(t *testing.T, c *cluster, g *gateway) {
 		answer := u.says(t, fmt.Sprintf("question number %d", i))
 		assert.Equal(t, model, answer.ModelID)
 		assert.Empty(t, answer.Metadata["answered_by"])
-		assert.Contains(t, answer.Content, fmt.Sprintf("question number %d", i))
 		answers = append(answers, answer)
+		assert.Contains(t, answer.Content, "Hello! You wrote:")
 		if model != "dify" {
+			assert.Contains(t, answer.Content, fmt.Sprintf("\n> question number %d\n", i))
 			assert.Contains(t, answer.Content, fmt.Sprintf("I have read **%d earlier message", 2*i), "all that was said before")
 		}
 	}
