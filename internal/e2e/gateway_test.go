@@ -18,7 +18,8 @@ import (
 type gateway struct {
 	mu    sync.Mutex // guards the fields below
 	keys  map[string]string
-	sick  map[string]sickness
+	sick  map[string]sickness // by provider
+	fated map[string]sickness // by session
 	calls []*gatewayCall
 }
 
@@ -41,7 +42,7 @@ type gatewayCall struct {
 var modelKinds = []string{"chat", "responses", "claude", "dify"}
 
 func newGateway() *gateway {
-	g := &gateway{keys: map[string]string{}, sick: map[string]sickness{}}
+	g := &gateway{keys: map[string]string{}, sick: map[string]sickness{}, fated: map[string]sickness{}}
 	for _, id := range modelKinds {
 		g.keys[id] = gatewayKey(id)
 	}
@@ -85,6 +86,13 @@ func (g *gateway) ail(command string, n int, providers ...string) {
 	for _, id := range providers {
 		g.sick[id] = sickness{command, n}
 	}
+}
+
+// doom does the same to the next n requests for a session, whichever provider they go to.
+func (g *gateway) doom(command string, n int, session string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.fated[session] = sickness{command, n}
 }
 
 func (g *gateway) heal() {
@@ -153,9 +161,11 @@ func (g *gateway) take(r *http.Request, id string, body []byte) (call *gatewayCa
 	g.admitLocked(r, id)
 	call = &gatewayCall{provider: id, session: who.User + who.Safety + who.Metadata.UserID, body: body, at: time.Now()}
 	g.calls = append(g.calls, call)
-	if s := g.sick[id]; s.left != 0 {
-		s.left--
-		g.sick[id], command = s, s.command
+	for key, ails := range map[string]map[string]sickness{id: g.sick, call.session: g.fated} {
+		if s := ails[key]; s.left != 0 {
+			s.left--
+			ails[key], command = s, s.command
+		}
 	}
 	return call, command
 }
