@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -25,7 +27,7 @@ import (
 )
 
 // customers is how many users ask at a time in TestBooks.
-const customers = 12
+const customers = 8
 
 // Beyond B8: over a random schedule of plain answers, stops at any chunk, failures before and after the first token,
 // repetitions, fallbacks and retries, asked of models of all kinds, while replicas are killed and shut down in the middle,
@@ -47,10 +49,10 @@ func TestBooks(t *testing.T) {
 	deaths := &mortality{}
 	var everyone []*customer
 	var wg sync.WaitGroup
-	each := inCI(10, 42)
+	each := inCI(15, 63)
 	for n := range customers {
 		id := fmt.Sprintf("customer-%d", n)
-		k := &customer{c: c, g: g, user: newUser(id, c.token(id)), dice: rand.New(rand.NewPCG(seed, uint64(n))), deaths: deaths}
+		k := &customer{c: c, g: g, user: newUser(id, c.token(id)), dice: rand.New(rand.NewPCG(seed, uint64(n))), deaths: deaths, told: map[string]int{}}
 		everyone = append(everyone, k)
 		wg.Go(func() { assert.NoError(t, k.trade(ctx, each), id) })
 	}
@@ -60,7 +62,7 @@ func TestBooks(t *testing.T) {
 	if t.Failed() {
 		t.FailNow()
 	}
-	a := &audit{t: t, c: c, g: g, did: map[string]int{}}
+	a := &audit{t: t, c: c, g: g, did: map[string]int{}, told: map[string]int{}}
 	for _, k := range everyone {
 		a.customer(k)
 	}
@@ -106,7 +108,8 @@ type customer struct {
 	dice   *rand.Rand
 	deaths *mortality
 	model  string
-	stops  int // sent so far
+	stops  int            // sent so far
+	told   map[string]int // recoverable refusals, by code
 	orders []order
 }
 
@@ -163,7 +166,7 @@ func (k *customer) trade(ctx context.Context, n int) error {
 		if deal.what == "retry" && answer.Metadata["failed"] != "" {
 			again := uuid.NewString()
 			if _, err := k.order(ctx, "the retry", again, map[string]any{"type": "retry", "message_id": again, "target": id}, 0); err != nil {
-				return fmt.Errorf("retry %q of %s: %w", deal.command, k.model, err)
+				return fmt.Errorf("the retry of %q of %s: %w", deal.command, k.model, err)
 			}
 		}
 	}
@@ -199,7 +202,7 @@ func (k *customer) deliver(ctx context.Context, id string, f map[string]any, sto
 	u.mu.Lock()
 	u.own[id] = fmt.Sprint(f["content"])
 	u.mu.Unlock()
-	stopped, asked := time.Time{}, false
+	stopped, asked, refusals := time.Time{}, false, 0
 	for ctx.Err() == nil {
 		if u.conn == nil || dead(u) {
 			if u.connect(ctx, k.c.lb()) != nil || u.untilLive(ctx) != nil {
@@ -226,15 +229,23 @@ func (k *customer) deliver(ctx context.Context, id string, f map[string]any, sto
 			}
 			return false
 		}
-		late := u.until(ctx, 2*time.Second, "answer", func() bool { return u.closed != 0 || done() || enough() || u.refusals(id) > 0 }) != nil
+		late := u.until(ctx, 2*time.Second, "answer", func() bool { return u.closed != 0 || done() || enough() || u.refusals(id) > refusals }) != nil
 		u.mu.Lock()
-		ready, stop, refused := done(), enough(), u.refusals(id) > 0
+		ready, stop, refused := done(), enough(), u.refusals(id) > refusals
+		var why frame
+		if refused {
+			refusals, why = u.refusals(id), *u.last("error")
+		}
 		u.mu.Unlock()
 		switch {
 		case ready:
 			return nil
-		case refused:
-			return fmt.Errorf("refused: %+v", u.last("error").Error)
+		case refused && !why.Error.Recoverable:
+			return fmt.Errorf("refused: %+v", why.Error)
+		case refused: // by a replica that goes away
+			k.told[why.Error.Code]++
+			asked = false
+			sleepFor(ctx, 200*time.Millisecond)
 		case stop:
 			if u.write(ctx, map[string]any{"type": "stop", "message_id": uuid.NewString()}) == nil {
 				stopped = time.Now()
@@ -253,6 +264,8 @@ type audit struct {
 	c *cluster
 	g *gateway
 
+	worst                      []miss
+	told                       map[string]int // recoverable refusals, by code
 	did                        map[string]int // answers by what was asked for
 	answers, estimated, failed int
 	booked, arrived, never     int
@@ -262,11 +275,20 @@ type audit struct {
 	unheard                    int64 // of which nobody heard: said by runs of Dify whose replica had been killed
 }
 
+// miss is an estimate beside the bill.
+type miss struct {
+	off  int64
+	what string
+}
+
 // customer audits one session.
 func (a *audit) customer(k *customer) {
 	t, u := a.t, k.user
 	t.Helper()
 	sid := u.session()
+	for code, n := range k.told {
+		a.told[code] += n
+	}
 	require.Eventually(t, func() bool {
 		return !slices.ContainsFunc(a.c.lines(sid), func(l llmfake.Line) bool { return l.Outcome == "running" })
 	}, 20*time.Second, 20*time.Millisecond, "a request is still being answered")
@@ -326,14 +348,17 @@ func (a *audit) answer(who string, o order, ev sessionstore.Event, lines []llmfa
 	assert.Equal(t, ev.Tokens, ev.TokensIn+ev.TokensOut)
 	if ev.Estimated {
 		a.estimated++
+		off := ev.Tokens - in - out
+		a.worst = append(a.worst, miss{max(off, -off), fmt.Sprintf("%s, %s, by %s: %d+%d in %d calls, %d ends, bill %+v", who, o.what, ev.ModelID, ev.TokensIn, ev.TokensOut, ev.Calls, o.ends, lines)})
 		a.guessIn, a.guessOut, a.billIn, a.billOut = a.guessIn+ev.TokensIn, a.guessOut+ev.TokensOut, a.billIn+in, a.billOut+out
 		return
 	}
-	assert.Equal(t, []int64{in, out}, []int64{ev.TokensIn, ev.TokensOut}, "%s, %s: reported %+v", who, o.what, lines)
+	assert.Equal(t, []int64{in, out}, []int64{ev.TokensIn, ev.TokensOut}, "%s, %s: reported, %+v", who, o.what, lines)
 	a.bookedIn, a.bookedOut = a.bookedIn+ev.TokensIn, a.bookedOut+ev.TokensOut
 }
 
-// report states the sums, and holds estimates to a fifth of the bill.
+// report states the sums, and holds estimates to a fifth of the bill; in short runs, in which a single conversation that Dify
+// has lost a part of weighs much, to somewhat more.
 func (a *audit) report(m *mortality) {
 	t := a.t
 	t.Helper()
@@ -346,8 +371,32 @@ func (a *audit) report(m *mortality) {
 	t.Logf("reported: %d answers, %d+%d tokens, equal to the bill", a.answers-a.estimated, a.bookedIn, a.bookedOut)
 	t.Logf("estimated: %d answers, %d+%d tokens, bill %d+%d, of which %d said to nobody", a.estimated, a.guessIn, a.guessOut, a.billIn, a.billOut, a.unheard)
 	guess, bill := float64(a.guessIn+a.guessOut), float64(a.billIn+a.billOut)
-	if a.estimated > 0 {
-		assert.InEpsilon(t, bill, guess, 0.2, "estimates, in sum")
+	t.Logf("refused for the moment: %v", a.told)
+	if a.told["INTERNAL"] > 0 {
+		a.reasons()
+	}
+	if a.estimated > 0 && !assert.InEpsilon(t, bill, guess, inCI(0.3, 0.2), "estimates, in sum") || testing.Verbose() {
+		slices.SortFunc(a.worst, func(x, y miss) int { return int(y.off - x.off) })
+		for _, g := range a.worst[:min(3, len(a.worst))] {
+			t.Logf("off by %d: %s", g.off, g.what)
+		}
 	}
 	assert.Equal(t, a.g.count(), a.arrived, "requests that belong to no answer")
+}
+
+// reasons tells what replicas, also those that are gone, had no answer to.
+func (a *audit) reasons() {
+	logs, err := filepath.Glob(filepath.Join(a.c.dir, "replica-*", "*"))
+	require.NoError(a.t, err)
+	for _, path := range logs {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // a directory
+		}
+		for line := range strings.Lines(string(text)) {
+			if strings.Contains(line, `"request failed"`) {
+				a.t.Logf("%s: %.600s", filepath.Base(path), line)
+			}
+		}
+	}
 }
