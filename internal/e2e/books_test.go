@@ -87,7 +87,7 @@ func reap(t *testing.T, c *cluster, m *mortality, dice *rand.Rand, done <-chan s
 		}
 		victim := dice.IntN(len(c.replicas))
 		m.begun.Add(1)
-		if dice.IntN(2) == 0 {
+		if dice.IntN(4) > 0 {
 			c.kill(victim)
 			m.killed++
 		} else {
@@ -121,25 +121,27 @@ type order struct {
 	lines       [2]int // of the session's bill, alike
 	ends        int    // what may have come between a booking and its request: stops and deaths
 	interrupted bool   // by a death
+	attempts    int    // that were seen of its text
 }
 
 // dealings are what may happen with a question. A failure is repeated three times with a model, then the others are asked.
 var dealings = []struct{ what, command string }{
-	{"plain", "hello, what is new?"}, {"plain", "!tokens 12 2"}, {"plain", "!tokens 60 5"}, {"plain", "!tokens 60 5"},
+	{"plain", "hello, what is new?"}, {"plain", "!tokens 12 2"}, {"plain", "!tokens 60 15"}, {"plain", "!tokens 60 15"},
 	{"no usage", "!nousage"},
-	{"stop", "!tokens 60 5"}, {"stop", "!tokens 60 5"}, {"stop", "!stallmid 5"},
+	{"stop", "!tokens 60 15"}, {"stop", "!tokens 60 15"}, {"stop", "!stallmid 5"},
 	{"again before the first token", "!error 500 times=1"}, {"again before the first token", "!error 503 times=2"},
 	{"again before the first token", "!cut 0 times=1"}, {"again before the first token", "!mid overloaded 0 times=1"},
 	{"failed before the first token", "!error 503"},
 	{"failed after it", "!cut 5"}, {"failed after it", "!abort 5"}, {"failed after it", "!mid server 5"},
 	{"retry", "!error 503 times=3"}, {"retry", "!cut 5 times=1"},
-	{"fallback", "!tokens 12 2"}, {"fallback", "!tokens 60 5"},
+	{"fallback", "!tokens 12 2"}, {"fallback", "!tokens 60 15"},
 }
 
 // trade asks n questions.
 func (k *customer) trade(ctx context.Context, n int) error {
 	u := k.user
 	for range n {
+		sleepFor(ctx, time.Duration(k.dice.IntN(400))*time.Millisecond)
 		if model := modelKinds[k.dice.IntN(len(modelKinds))]; model != k.model {
 			id := uuid.NewString()
 			if err := k.deliver(ctx, id, map[string]any{"type": "model_select", "message_id": id, "model_id": model}, 0, func() bool { return u.acked[id] > 0 }); err != nil {
@@ -190,7 +192,13 @@ func (k *customer) order(ctx context.Context, what, id string, f map[string]any,
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return *u.answerTo(id), nil
+	answer := *u.answerTo(id)
+	for key := range u.begun {
+		if strings.HasPrefix(key, answer.MessageID+"/") {
+			k.orders[len(k.orders)-1].attempts++
+		}
+	}
+	return answer, nil
 }
 
 var errUndelivered = errors.New("nothing came of a frame")
@@ -268,6 +276,8 @@ type audit struct {
 	told                       map[string]int // recoverable refusals, by code
 	did                        map[string]int // answers by what was asked for
 	answers, estimated, failed int
+	met                        int // answers during which a replica died
+	taken                      int // answers that were begun again by another replica
 	booked, arrived, never     int
 	bookedIn, bookedOut        int64 // of answers that are reported
 	guessIn, guessOut          int64 // of those that are estimated
@@ -336,6 +346,12 @@ func (a *audit) answer(who string, o order, ev sessionstore.Event, lines []llmfa
 	if ev.Metadata[sessionstore.MetaFailed] != "" {
 		a.failed++
 	}
+	if o.interrupted {
+		a.met++
+		if o.attempts > 1 {
+			a.taken++
+		}
+	}
 	assert.GreaterOrEqual(t, never, 0, "%s, %s: a request that nobody booked", who, o.what)
 	assert.LessOrEqual(t, never, o.ends, "%s, %s: %d calls booked, %d arrived, %d stops and deaths", who, o.what, ev.Calls, arrived, o.ends)
 	var in, out int64
@@ -366,7 +382,9 @@ func (a *audit) report(m *mortality) {
 	for _, what := range slices.Sorted(maps.Keys(a.did)) {
 		did = append(did, fmt.Sprintf("%d %s", a.did[what], what))
 	}
-	t.Logf("%d answers, %d of them failed: %s; %d replicas killed, %d shut down", a.answers, a.failed, strings.Join(did, ", "), m.killed, m.drained)
+	t.Logf("%d answers, %d of them failed: %s; %d replicas killed, %d shut down, during %d answers, of which %d were begun again elsewhere",
+		a.answers, a.failed, strings.Join(did, ", "), m.killed, m.drained, a.met, a.taken)
+	assert.Positive(t, a.met, "no death met an answer")
 	t.Logf("%d calls in the books, %d came to the providers: %d were booked and never left", a.booked, a.arrived, a.never)
 	t.Logf("reported: %d answers, %d+%d tokens, equal to the bill", a.answers-a.estimated, a.bookedIn, a.bookedOut)
 	t.Logf("estimated: %d answers, %d+%d tokens, bill %d+%d, of which %d said to nobody", a.estimated, a.guessIn, a.guessOut, a.billIn, a.billOut, a.unheard)

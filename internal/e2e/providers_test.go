@@ -119,6 +119,7 @@ func (c *cluster) lines(session string) []llmfake.Line {
 }
 
 func switching(t *testing.T, c *cluster, g *gateway) {
+	t.Helper()
 	u := joined(t, c, "ann", 0)
 	var answers []frame
 	models := []string{"chat", "responses", "claude", "dify", "claude", "dify", "dify", "responses", "chat"}
@@ -190,6 +191,7 @@ func conversationOfDify(t *testing.T, calls []gatewayCall) {
 }
 
 func fallingBack(t *testing.T, c *cluster, g *gateway) {
+	t.Helper()
 	g.ail("!error 429 code=insufficient_quota", -1, "broke")
 	g.ail("!error 500", -1, "ill")
 	defer g.heal()
@@ -230,6 +232,7 @@ func fallingBack(t *testing.T, c *cluster, g *gateway) {
 }
 
 func tooLong(t *testing.T, c *cluster, g *gateway) {
+	t.Helper()
 	for i, model := range []string{"chat", "responses"} { // which say so at once, and inside the stream
 		u := joined(t, c, "long-"+model, i)
 		if model != "chat" {
@@ -260,6 +263,7 @@ func tooLong(t *testing.T, c *cluster, g *gateway) {
 const stopRounds = 3
 
 func stopping(t *testing.T, c *cluster, g *gateway) {
+	t.Helper()
 	for i, model := range modelKinds {
 		u := joined(t, c, "stop-"+model, i)
 		elsewhere := joined(t, c, u.id, i+1)
@@ -329,8 +333,7 @@ func stopOnce(t *testing.T, c *cluster, g *gateway, u, elsewhere *user) time.Dur
 func TestProviders_allDown(t *testing.T) {
 	g := newGateway()
 	debug := map[int]string{}
-	var c *cluster
-	c = start(t, options{
+	c := start(t, options{
 		model: g.in, providers: func(base string) string { return everyKind(base, true) }, secrets: gatewaySecrets(), chatbox: unlimited,
 		env:   append([]string{"CHATBOX__CHATBOX__LLM__BREAKER_FAILURES=2", "CHATBOX__CHATBOX__LLM__BREAKER_OPEN=2s"}, quickRetries...),
 		envOf: func(i int) []string { debug[i] = freeAddr(); return []string{"CHATBOX__INTERNAL__ADDR=" + debug[i]} },
