@@ -466,13 +466,6 @@ func (u *user) last(typ string) *frame {
 	return nil
 }
 
-func sleepFor(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
-	}
-}
-
 func (u *user) at() int64 {
 	u.mu.Lock()
 	defer u.mu.Unlock()

@@ -467,3 +467,10 @@ func (c *cluster) doc(sessionID string) (sessionstore.SessionDoc, bool) {
 	require.NoError(c.t, err)
 	return doc, found
 }
+
+func sleepFor(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
