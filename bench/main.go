@@ -27,10 +27,11 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	if len(args) > 0 && args[0] == "smoke" {
-		args = args[1:] // the only one so far, and the default
-	}
 	o := smoke.Options{Progress: stderr}
+	if len(args) > 0 && (args[0] == "smoke" || args[0] == "tokens") {
+		o.Tokens = args[0] == "tokens"
+		args = args[1:]
+	}
 	flags := flag.NewFlagSet("bench smoke", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.IntVar(&o.Conns, "conns", 1000, "idle connections")
@@ -52,7 +53,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	if flags.NArg() > 0 {
-		return fmt.Errorf("unknown argument %q; the only command is smoke", flags.Arg(0))
+		return fmt.Errorf("unknown argument %q; the commands are smoke, the default, and tokens", flags.Arg(0))
 	}
 	if *quick {
 		o.Conns, o.Sessions, o.Rate, o.Duration, o.Rounds, o.Streams, o.Settle = 200, 50, 200, 2*time.Second, 1, 10, time.Second

@@ -8,7 +8,11 @@ import (
 
 // rows measures row after row.
 func (r *run) rows(ctx context.Context) error {
-	for _, step := range []func(context.Context) error{r.idle, r.connects, r.relays, r.streams} {
+	steps := []func(context.Context) error{r.idle, r.connects, r.relays, r.streams}
+	if r.o.Tokens {
+		steps = []func(context.Context) error{r.tokens}
+	}
+	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return err
 		}

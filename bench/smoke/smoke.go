@@ -39,6 +39,7 @@ type Options struct {
 	NoDB     bool          // no database: nothing is flushed
 	Profiles string        // directory for profiles of all servers, of CPU under load and of the idle heap; empty: none
 	Progress io.Writer     // nil: nowhere
+	Tokens   bool          // how an answer's text travels, in place of all the other rows
 }
 
 const (

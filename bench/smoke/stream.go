@@ -65,6 +65,7 @@ type provider struct {
 	mu    sync.Mutex // guards the fields below
 	count int
 	every time.Duration
+	first map[string]time.Time // just before the first piece was written, by session; the newest
 }
 
 func startProvider(ctx context.Context, born time.Time) (*provider, error) {
@@ -72,7 +73,7 @@ func startProvider(ctx context.Context, born time.Time) (*provider, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for the provider: %w", err)
 	}
-	p := &provider{born: born, url: "http://" + l.Addr().String() + "/v1", ended: make(chan error, 1), count: 1}
+	p := &provider{born: born, url: "http://" + l.Addr().String() + "/v1", ended: make(chan error, 1), count: 1, first: map[string]time.Time{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/chat/completions", p.complete)
 	p.srv = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
@@ -92,7 +93,27 @@ func (p *provider) pace(count int, every time.Duration) {
 	p.count, p.every = count, every
 }
 
+// wrote is when the newest answer of a session began.
+func (p *provider) wrote(session string) time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.first[session]
+}
+
+func (p *provider) begins(session string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.first[session] = time.Now()
+}
+
 func (p *provider) complete(w http.ResponseWriter, r *http.Request) {
+	var question struct {
+		User string `json:"user"` // the session
+	}
+	if json.NewDecoder(r.Body).Decode(&question) != nil {
+		http.Error(w, "not JSON", http.StatusBadRequest)
+		return
+	}
 	p.mu.Lock()
 	count, every := p.count, p.every
 	p.mu.Unlock()
@@ -102,6 +123,9 @@ func (p *provider) complete(w http.ResponseWriter, r *http.Request) {
 	for n := 1; n <= count; n++ {
 		if pause(r.Context(), time.Until(start.Add(time.Duration(n)*every))) != nil {
 			return
+		}
+		if n == 1 {
+			p.begins(question.User)
 		}
 		text := appendMark(nil, int64(n), time.Since(p.born))
 		if event(w, map[string]any{"index": 0, "delta": map[string]any{"content": string(text)}, "finish_reason": nil}, nil) != nil || rc.Flush() != nil {

@@ -40,6 +40,12 @@ type frame struct {
 	Messages  []json.RawMessage `json:"messages"`
 	User      struct{ ID, Name string }
 	After     int64 `json:"reconnect_after"`
+	Try       int   `json:"try"`
+	Tokens    int64 `json:"tokens"`
+	TokensIn  int64 `json:"tokens_in"`
+	TokensOut int64 `json:"tokens_out"`
+	Calls     int   `json:"calls"`
+	Estimated bool  `json:"estimated"`
 	Error     *struct {
 		Code        string `json:"code"`
 		Message     string `json:"message"`
@@ -458,4 +464,31 @@ func (u *user) last(typ string) *frame {
 		}
 	}
 	return nil
+}
+
+func (u *user) at() int64 {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.seq
+}
+
+// newest is the seq of the newest event. The session may be further: a new epoch begins above all that was given.
+func (u *user) newest() int64 {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if len(u.events) == 0 {
+		return 0
+	}
+	return u.events[len(u.events)-1].Seq
+}
+
+// refusals counts the errors that answer a message. With u.mu held.
+func (u *user) refusals(id string) int {
+	n := 0
+	for _, f := range u.frames {
+		if f.Type == "error" && f.MessageID == id {
+			n++
+		}
+	}
+	return n
 }

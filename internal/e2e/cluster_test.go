@@ -35,6 +35,9 @@ import (
 // secret signs the tokens of all tests.
 const secret = "an end-to-end test secret of more than 32 bytes"
 
+// unlimited keeps the message rate limit out of tests that are about something else.
+const unlimited = "rate_limit = 1000000"
+
 // built is the binary, made once for all tests.
 var built = struct {
 	sync.Once
@@ -100,6 +103,9 @@ type options struct {
 	farMongo  bool                            // the replicas reach MongoDB over a link, c.mongoLink
 	env       []string                        // NAME=value for all replicas; stands above the file
 	model     func(http.Handler) http.Handler // put in front of the scripted model
+	scripted  llmfake.Options                 // of the scripted model; its key is llm-key in any case
+	providers func(base string) string        // the model entries as TOML, base being the address of the scripted model; nil: two of OpenAI's kind
+	secrets   []string                        // that must be in no log
 	binary    string                          // that the replicas are; default: this version
 	wrap      func(*rig.Spec)                 // changes how a replica is started
 	envOf     func(replica int) []string      // like env, for one replica; nil: none
@@ -154,13 +160,21 @@ func start(t testing.TB, o options) *cluster {
 		t.Cleanup(link.Close)
 		c.mongoLink, mongoAt = link, link.Addr()
 	}
-	c.llm = llmfake.New(llmfake.Options{Key: "llm-key"})
+	o.scripted.Key = "llm-key"
+	c.llm = llmfake.New(o.scripted)
 	var scripted http.Handler = c.llm
 	if o.model != nil {
 		scripted = o.model(scripted)
 	}
 	model := httptest.NewServer(scripted)
-	t.Cleanup(model.Close)
+	t.Cleanup(func() {
+		model.CloseClientConnections()
+		c.llm.Close()
+		model.Close()
+	})
+	if o.providers == nil {
+		o.providers = twoModels
+	}
 	keyset, err := seal.NewKeyset()
 	require.NoError(t, err)
 	c.keyring, err = seal.NewKeyring(keyset)
@@ -194,22 +208,9 @@ ask_delay = "1s"
 sweep_every = "100ms"
 doc_every = "2s"
 drain_timeout = "4s"
-[[chatbox.llm.providers]]
-id = "first"
-name = "First"
-type = "openai"
-endpoint = %q
-apiKey = "llm-key"
-model = "first-model"
-[[chatbox.llm.providers]]
-id = "second"
-name = "Second"
-type = "openai"
-endpoint = %q
-apiKey = "llm-key"
-model = "second-model"
 %s
-`, secret, o.window, o.chatbox, o.websocket, c.redisAt(fmt.Sprintf("127.0.0.1:%d", c.redisPort)), mongoAt, keyset, model.URL+"/v1", model.URL+"/v1", o.extra)), 0o600))
+%s
+`, secret, o.window, o.chatbox, o.websocket, c.redisAt(fmt.Sprintf("127.0.0.1:%d", c.redisPort)), mongoAt, keyset, o.providers(model.URL), o.extra)), 0o600))
 	for i := range o.replicas {
 		if o.linked {
 			link, err := fault.NewLink(fmt.Sprintf("127.0.0.1:%d", c.redisPort))
@@ -232,6 +233,23 @@ model = "second-model"
 	c.client = redis.NewClient(&redis.Options{Addr: fmt.Sprintf("127.0.0.1:%d", c.redisPort)})
 	t.Cleanup(func() { _ = c.client.Close() })
 	return c
+}
+
+// twoModels is "first", the default, and "second".
+func twoModels(base string) string {
+	var b strings.Builder
+	for _, id := range []string{"first", "second"} {
+		fmt.Fprintf(&b, `
+[[chatbox.llm.providers]]
+id = %q
+name = %q
+type = "openai"
+endpoint = %q
+apiKey = "llm-key"
+model = %q
+`, id, strings.ToUpper(id[:1])+id[1:], base+"/v1", id+"-model")
+	}
+	return b.String()
 }
 
 // redisAt is the URL by which replicas reach a Redis server at addr.
@@ -293,7 +311,7 @@ func (c *cluster) startReplica(i int, bin string) {
 		if i := strings.Index(string(log), "panic"); i >= 0 {
 			c.t.Errorf("%s has panicked: %s", p.Name, log[i:min(len(log), i+3000)])
 		}
-		for _, leak := range []string{secret, "llm-key", "bearer."} {
+		for _, leak := range append([]string{secret, "llm-key", "bearer."}, c.opts.secrets...) {
 			if strings.Contains(string(log), leak) {
 				c.t.Errorf("%s has logged a secret", p.Name) // Promise 37
 			}
@@ -366,6 +384,45 @@ func (c *cluster) request(method, addr, path, token string, into any) int {
 	return res.StatusCode
 }
 
+// linesWith counts the lines in the log of replica i that hold all texts.
+func (c *cluster) linesWith(i int, texts ...string) int {
+	c.t.Helper()
+	log, err := os.ReadFile(c.replicas[i].Log)
+	require.NoError(c.t, err)
+	n := 0
+	for line := range strings.Lines(string(log)) {
+		if !slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(line, text) }) {
+			n++
+		}
+	}
+	return n
+}
+
+func freeAddr() string { return fmt.Sprintf("127.0.0.1:%d", rig.FreePort()) }
+
+// goroutines is how many a replica has, by its profiles at addr, idle connections to providers aside.
+func goroutines(t testing.TB, addr string) int {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+"/debug/pprof/goroutine?debug=1", nil)
+	require.NoError(t, err)
+	res, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	defer func() { _ = res.Body.Close() }()
+	body, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	_, stacks, ok := strings.Cut(string(body), "\n")
+	require.True(t, ok, "%.80s", body)
+	sum := 0
+	for stack := range strings.SplitSeq(stacks, "\n\n") {
+		var n int
+		if _, err := fmt.Sscanf(stack, "%d @", &n); err == nil && !strings.Contains(stack, "net/http.(*persistConn)") {
+			sum += n
+		}
+	}
+	require.Positive(t, sum)
+	return sum
+}
+
 // readTranscript reads a session out of MongoDB alone, as somebody would who has the keyset.
 func (c *cluster) readTranscript(sessionID string) ([]sessionstore.Event, error) {
 	h := &chat.History{Live: nothing{}, Stored: c.archive, Keys: c.keyring}
@@ -402,4 +459,11 @@ func (c *cluster) doc(sessionID string) (sessionstore.SessionDoc, bool) {
 	doc, found, err := c.archive.Session(c.t.Context(), sessionID)
 	require.NoError(c.t, err)
 	return doc, found
+}
+
+func sleepFor(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
 }

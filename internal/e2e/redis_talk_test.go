@@ -236,40 +236,6 @@ func (cr *crowd) online(ctx context.Context, i int) bool {
 	return u.resend(ctx) == nil
 }
 
-func sleepFor(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
-	}
-}
-
-func (u *user) at() int64 {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.seq
-}
-
-// newest is the seq of the newest event. The session may be further: a new epoch begins above all that was given.
-func (u *user) newest() int64 {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if len(u.events) == 0 {
-		return 0
-	}
-	return u.events[len(u.events)-1].Seq
-}
-
-// refusals counts the errors that answer a message. With u.mu held.
-func (u *user) refusals(id string) int {
-	n := 0
-	for _, f := range u.frames {
-		if f.Type == "error" && f.MessageID == id {
-			n++
-		}
-	}
-	return n
-}
-
 // progress waits until n more messages were acknowledged than now, and returns how long the first one took.
 func (cr *crowd) progress(n int, limit time.Duration, otherwise string) time.Duration {
 	cr.t.Helper()

@@ -18,9 +18,6 @@ import (
 	"github.com/real-rm/chatbox/internal/rig/fault"
 )
 
-// unlimited keeps the message rate limit out of tests that are about something else.
-const unlimited = "rate_limit = 1000000"
-
 // F4. One replica is cut from Redis with its clients still attached: they are told, the replica stops being ready
 // after its grace, everybody can go on elsewhere in the same session, and nothing is lost or doubled.
 func TestRedis_replicaCutOff(t *testing.T) {

@@ -114,7 +114,7 @@ func (f difyFormat) read(s *Server, r *http.Request, raw []byte) (ask, *failure)
 		return ask{}, &failure{status: http.StatusBadRequest, code: "bad_request", message: "Failed to decode JSON object"}
 	}
 	run := &difyRun{app: f.key(r), user: c.User, conversation: c.ConversationID}
-	if run.kind = parseScript(c.Query).app; run.kind == "" {
+	if run.kind = parseScript(difyQuestion(c.Query)).app; run.kind == "" {
 		run.kind = appKind(run.app)
 	}
 	switch {
@@ -131,7 +131,7 @@ func (f difyFormat) read(s *Server, r *http.Request, raw []byte) (ask, *failure)
 	case c.ConversationID != "" && !uuidPattern.MatchString(c.ConversationID):
 		return ask{}, badParam("conversation_id: %s is not a valid uuid.", c.ConversationID)
 	}
-	k := ask{format: formatDify, model: run.kind, user: c.User, stream: c.ResponseMode == "streaming", question: strings.TrimSpace(c.Query),
+	k := ask{format: formatDify, model: run.kind, user: c.User, stream: c.ResponseMode == "streaming", question: difyQuestion(c.Query),
 		shown: len(c.Files), usage: true, lateLength: true, dify: run}
 	with := attached{n: len(c.Files)}
 	for _, file := range c.Files {
@@ -152,6 +152,16 @@ func (f difyFormat) read(s *Server, r *http.Request, raw []byte) (ask, *failure)
 		k.blocks[i].mark = false
 	}
 	return k, nil
+}
+
+// difyQuestion is what a query asks: its last paragraph where that is a command, since what stands before it is then told
+// beside it, else all of it.
+func difyQuestion(query string) string {
+	query = strings.TrimSpace(query)
+	if i := strings.LastIndex(query, "\n\n!"); i >= 0 {
+		return query[i+2:]
+	}
+	return query
 }
 
 func (s *Server) checkDifyFile(f difyFile, run *difyRun) *failure {

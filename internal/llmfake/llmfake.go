@@ -11,7 +11,8 @@
 //	OpenAI audio              POST /v1/audio/transcriptions, /v1/audio/speech
 //
 // What the first line of the last user message commands decides the answer, in the same way in all formats. When several questions
-// are answered at once, the last one decides. Text that is no command is answered with a short Markdown reply that
+// are answered at once, the last one decides; of a Dify query, which may hold a conversation and several questions, its last
+// paragraph. Text that is no command is answered with a short Markdown reply that
 // quotes it and says how many earlier messages of the conversation arrived. Commands, with what they default to:
 //
 //	!tokens N [delay]       N numbered tokens, "t1 t2 … tN", delay between them (Options.Delay)

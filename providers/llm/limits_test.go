@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/real-rm/chatbox/internal/llmfake"
 )
 
 // For the few tests that wait for another goroutine of a real server.
@@ -134,4 +136,27 @@ func TestLimits_ofTheSettings_holdOverTheNetwork(t *testing.T) {
 			require.Eventually(t, func() bool { return f.Bill().Running == 0 }, timeLimit, tick)
 		})
 	}
+}
+
+// Beyond B8: a conversation that is too long costs nothing, also where its provider says so inside the stream. Of a Dify
+// app that is not known: before the model that says so, others may have been asked.
+func TestTooLong_costsNothing(t *testing.T) {
+	f := llmfake.New(llmfake.Options{Key: testKey, ContextTokens: 100})
+	base := serve(t, f)
+	for name, c := range map[string]Config{
+		"chat":      {Type: TypeOpenAI, Model: "m"},
+		"responses": {Type: TypeOpenAI, Model: "m", API: APIResponses},
+		"anthropic": {Type: TypeAnthropic, Model: "m"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newTestSet(t, base, func(o *SetOptions) {
+				c.ID, c.Endpoint, c.APIKey = "m", o.Providers[0].Endpoint, testKey
+				o.Providers = []Config{c}
+			})
+			o := ask(t.Context(), s, strings.Repeat("word ", 200))
+			require.Equal(t, KindContextLength, o.kind())
+			require.Zero(t, o.Usage)
+		})
+	}
+	require.Zero(t, f.Bill().Sum.Total)
 }

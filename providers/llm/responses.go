@@ -74,6 +74,9 @@ func (p *responsesAPI) Stream(ctx context.Context, req Request, emit func(Delta)
 		return a.end(ctx, err)
 	}
 	_, err = stream(ctx, raw, a.event)
+	if KindOf(err) == KindContextLength && a.first == 0 {
+		a.refused = true // before the model has begun
+	}
 	return a.end(ctx, err)
 }
 

@@ -25,7 +25,7 @@ const maxErrorBody = 64 << 10
 type reply struct {
 	dog       *watchdog
 	requestID string
-	refused   bool     // by an HTTP error
+	refused   bool     // by an HTTP error, or by one of the same meaning in the stream
 	body      *watched // nil: no stream
 }
 
