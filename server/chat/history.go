@@ -62,8 +62,8 @@ func (h *History) Page(ctx context.Context, sessionID string, before int64, limi
 		r.seen[sessionstore.MessageKey(ev.Sender, ev.MessageID)] = true
 	}
 	end := before
-	if end <= 0 && len(log) > 0 {
-		end = top + 1
+	if len(log) > 0 && (end <= 0 || end > top+1) {
+		end = top + 1 // above it there is nothing to look for
 	}
 	for i := len(log) - 1; i >= 0 && len(r.newest) < limit; i-- {
 		if err := r.between(ctx, log[i].Seq, end); err != nil {

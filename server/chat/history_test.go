@@ -3,6 +3,7 @@ package chat
 import (
 	"context"
 	"fmt"
+	"math"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -154,6 +155,17 @@ func TestHistory_isPartialWhileMongoDBIsAway(t *testing.T) {
 	b.gone = true
 	_, err = h.Page(t.Context(), sid, 0, 50)
 	require.ErrorIs(t, err, sessionstore.ErrArchive)
+}
+
+// MongoDB is not asked for what cannot be there, whatever the caller names as the end.
+func TestHistory_looksForNothingAboveTheTop(t *testing.T) {
+	b := newBook(t, 20, 10, 1)
+	b.away = true
+	h := &History{Live: b, Stored: b, Keys: b.ring}
+	page, err := h.Page(t.Context(), sid, math.MaxInt64, 50)
+	require.NoError(t, err)
+	assert.Len(t, page.Events, 20)
+	assert.False(t, page.Partial)
 }
 
 // What Redis has lost and cannot be read from MongoDB now is missing, and the page says so.
