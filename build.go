@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -68,14 +69,8 @@ func build(s *config.Settings, log *slog.Logger) (*parts, error) {
 	if p.flusher, err = flush.New(flush.Options{Store: p.live, Archive: p.archive, Gauge: p.live, Every: s.Cluster.FlushEvery, Log: component("flush")}); err != nil {
 		return nil, err
 	}
-	if p.models, err = llm.NewSet(modelsOf(s, component("llm"))); err != nil {
-		return nil, fmt.Errorf("chatbox.llm.providers: %w", err)
-	}
-	if p.voice, err = newVoice(s, component("llm")); err != nil {
-		return nil, fmt.Errorf("chatbox.transcriber, chatbox.speech: %w", err)
-	}
-	if p.intake, err = newIntake(s, nil, component("files")); err != nil {
-		return nil, fmt.Errorf("chatbox.ai_files: %w", err)
+	if err = p.provide(s, log); err != nil {
+		return nil, err
 	}
 	history := &chat.History{Live: p.live, Stored: p.archive, Keys: keyring}
 	if p.revival, err = chat.NewReviver(chat.ReviveOptions{
@@ -102,6 +97,34 @@ func build(s *config.Settings, log *slog.Logger) (*parts, error) {
 		return nil, err
 	}
 	return p, p.face(s, history, talk, log)
+}
+
+// provide makes what asks providers, and reports everything at once that they cannot be asked with.
+func (p *parts) provide(s *config.Settings, log *slog.Logger) error {
+	var models, voice, intake error
+	if p.models, models = llm.NewSet(modelsOf(s, log.With("component", "llm"))); models != nil {
+		models = fmt.Errorf("chatbox.llm.providers: %w", models)
+	}
+	if p.voice, voice = newVoice(s, log.With("component", "llm")); voice != nil {
+		voice = fmt.Errorf("chatbox.transcriber, chatbox.speech: %w", voice)
+	}
+	if p.intake, intake = newIntake(s, nil, log.With("component", "files")); intake != nil {
+		intake = fmt.Errorf("chatbox.ai_files: %w", intake)
+	}
+	return errors.Join(models, voice, intake)
+}
+
+// check finds mistakes that settings show only once providers are made from them. It reaches for nothing outside.
+func check(s *config.Settings) error {
+	var p parts
+	err := p.provide(s, slog.New(slog.DiscardHandler))
+	if p.models != nil {
+		p.models.Close()
+	}
+	if p.voice != nil {
+		p.voice.Close()
+	}
+	return err
 }
 
 // face makes the server over the other parts.

@@ -20,5 +20,5 @@ func main() {
 
 // run is the whole program but for the process around it.
 func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
-	return cli.Run(ctx, cli.Options{Args: args, Env: environ, Stdout: stdout, Stderr: stderr, Serve: serve, Letters: openLetters})
+	return cli.Run(ctx, cli.Options{Args: args, Env: environ, Stdout: stdout, Stderr: stderr, Serve: serve, Check: check, Letters: openLetters})
 }

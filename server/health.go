@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"log/slog"
 	"net/http"
 	"sync/atomic"
 	"time"
@@ -46,12 +47,20 @@ func (s *Server) probe(ctx context.Context) {
 		s.health.redisSeen.Store(&now)
 	}
 	if on := s.redisReady(time.Now()); ctx.Err() == nil && s.health.redisOn.Swap(on) != on {
-		s.log.Warn("redis availability changed", "component", "health", "available", on)
+		s.log.Log(ctx, changed(on), "redis availability changed", "component", "health", "available", on)
 	}
 	off := answers(ctx, s.deps.Archive.Ping) != nil
 	if ctx.Err() == nil && s.health.archiveOff.Swap(off) != off {
-		s.log.Warn("mongodb availability changed", "component", "health", "available", !off)
+		s.log.Log(ctx, changed(!off), "mongodb availability changed", "component", "health", "available", !off)
 	}
+}
+
+// changed is the level at which the log tells that something has come or gone. Every start begins with a coming.
+func changed(available bool) slog.Level {
+	if available {
+		return slog.LevelInfo
+	}
+	return slog.LevelWarn
 }
 
 // answers gives each its own time, so that one that is silent does not make the other look away.

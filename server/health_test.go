@@ -91,9 +91,9 @@ func TestReadyz_bearsAShortAbsenceOfRedis(t *testing.T) {
 
 		var said []any
 		for _, line := range r.logs.lines(t, "redis availability changed") {
-			said = append(said, line["available"])
+			said = append(said, line["available"], line["level"])
 		}
-		assert.Equal(t, []any{true, false, true}, said)
+		assert.Equal(t, []any{true, "INFO", false, "WARN", true, "INFO"}, said, "only an absence is a warning")
 		s.leave()
 	}, func(d *Deps) { d.Live.(*fakeLive).PingFn = away(&off) })
 }

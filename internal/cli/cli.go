@@ -43,6 +43,8 @@ type Options struct {
 	Stderr io.Writer
 	// Serve runs the service until ctx ends. Required for the command serve.
 	Serve func(ctx context.Context, s *config.Settings, log *slog.Logger) error
+	// Check finds what else would keep Serve from starting, without reaching for anything outside. Nil: nothing would.
+	Check func(s *config.Settings) error
 	// Letters opens the dead letters. Required for the command dlq.
 	Letters func(s *config.Settings) (Letters, error)
 }
@@ -187,8 +189,11 @@ func (p *program) config() *cobra.Command {
 		Short: "Report every mistake and every warning, as a start would",
 		Args:  cobra.NoArgs,
 		RunE: p.run(func(*cobra.Command) error {
-			_, warnings, err := p.load(&from, false)
+			s, warnings, err := p.load(&from, false)
 			p.tell(warnings)
+			if err == nil && p.Check != nil {
+				err = p.Check(s)
+			}
 			if err != nil {
 				return err
 			}

@@ -68,7 +68,7 @@ func (f *letterFilter) matches(l Letter) bool {
 
 func (p *program) dlq() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "dlq",
+		Use: "dlq", GroupID: groupRun,
 		Short: "Look at dead letters: events that MongoDB would not take",
 		Long: `An event that MongoDB refuses five times is set aside, so that others do not wait behind it. It stays in Redis until
 an operator decides. The service may run meanwhile; what was said is never shown.`,

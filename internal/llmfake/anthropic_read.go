@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 )
 
@@ -288,8 +289,24 @@ func (c *anthropicCall) ask() ask {
 	if len(k.blocks) > 0 {
 		k.blocks[0].tokens += perRequest
 	}
-	k.question = lastUser(k.messages)
+	k.question = c.question()
 	return k
+}
+
+// question is the last text of the last user message: that one may hold several questions, which nobody has answered.
+func (c *anthropicCall) question() string {
+	for i, m := range slices.Backward(c.Messages) {
+		if m.Role != "user" {
+			continue
+		}
+		for _, b := range slices.Backward(c.content[i]) {
+			if b.Type == "text" {
+				return strings.TrimSpace(b.Text)
+			}
+		}
+		return ""
+	}
+	return ""
 }
 
 // add puts a message at the end of a prompt, and says how many files came with it.

@@ -39,6 +39,15 @@ func TestAnthropic_events(t *testing.T) {
 	require.Contains(t, got, "something_new")
 }
 
+// Questions that nobody has answered come in one message; the last of them is the one that commands.
+func TestAnthropic_theLastOfSeveralQuestionsDecides(t *testing.T) {
+	c := newClient(t, Options{})
+	res := c.post("/v1/messages", say(object{"role": "user", "content": []object{
+		blk("text", object{"text": "!error 401"}), blk("text", object{"text": "!tokens 2"}),
+	}}))
+	require.Equal(t, 200, res.StatusCode)
+}
+
 func TestAnthropic_errorsLookLikeTheRealOnes(t *testing.T) {
 	c := newClient(t, Options{})
 	for command, want := range map[string]struct {

@@ -451,3 +451,15 @@ func TestPrint_showsSettingsWithoutSecrets(t *testing.T) {
 	assert.Equal(t, s.Chatbox.LLM.SystemPrompt, again.Chatbox.LLM.SystemPrompt)
 	assert.Equal(t, s.Cluster, again.Cluster)
 }
+
+// Some gateways take their key in the address.
+func TestPrint_hidesWhatIsInTheQueryOfAnAddress(t *testing.T) {
+	s, _, err := load(t, config.LoadOptions{Dev: true, DevState: t.TempDir()},
+		"[[chatbox.llm.providers]]\nid = \"a\"\ntype = \"openai\"\nmodel = \"m\"\nendpoint = \"https://gateway.example/v1?flag&key=can4ry&b=can4ry\"\n"+
+			"[chatbox.transcriber]\ntype = \"openai\"\nendpoint = \"https://voice.example/v1?key=can4ry\"\n")
+	require.NoError(t, err)
+	var out bytes.Buffer
+	require.NoError(t, s.Print(&out))
+	assert.NotContains(t, out.String(), "can4ry")
+	assert.Contains(t, out.String(), `endpoint = "https://gateway.example/v1?flag&key=***&b=***"`)
+}

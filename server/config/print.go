@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"strings"
 )
 
 // Print writes the settings as TOML, each with where it came from. Secrets that are set appear as ***.
@@ -31,7 +32,11 @@ func (p *printer) table(v reflect.Value, header, key string) {
 		if isTable(f.typ) || f.typ.Kind() == reflect.Slice && isTable(f.typ.Elem()) {
 			continue
 		}
-		if text := literal(v.FieldByIndex(f.index)); text != "" {
+		value := v.FieldByIndex(f.index)
+		if f.key == "endpoint" {
+			value = reflect.ValueOf(hideQuery(value.String()))
+		}
+		if text := literal(value); text != "" {
 			p.head(&header)
 			_, _ = fmt.Fprintf(p.out, "%s = %s  # %s\n", f.key, text, comment(sourceOf(p.sources, join(key, f.key))))
 		}
@@ -47,6 +52,22 @@ func (p *printer) table(v reflect.Value, header, key string) {
 			}
 		}
 	}
+}
+
+// hideQuery hides the values of an address's query parameters: some gateways take their key there.
+func hideQuery(address string) string {
+	address, query, found := strings.Cut(address, "?")
+	if !found {
+		return address
+	}
+	parts := strings.Split(query, "&")
+	for i, part := range parts {
+		name, _, valued := strings.Cut(part, "=")
+		if parts[i] = name; valued {
+			parts[i] += "=" + redacted
+		}
+	}
+	return address + "?" + strings.Join(parts, "&")
 }
 
 // head writes a table's header before its first value.

@@ -145,7 +145,7 @@ type Provider struct {
 	Name string `toml:"name"`
 	// Wire protocol: openai (and everything compatible), anthropic or dify.
 	Type string `toml:"type"`
-	// Base URL, as https://host/v1; with or without /v1, or the address of the whole call. Empty: the provider's own.
+	// Base URL, as https://host/v1; with or without /v1, or the address of the whole call. Values of query parameters are kept secret. Empty: the provider's own.
 	Endpoint string `toml:"endpoint"`
 	// Key for the provider; env:NAME reads it from the variable NAME.
 	APIKey Secret `toml:"apiKey"`
