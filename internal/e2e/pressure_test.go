@@ -224,6 +224,7 @@ func TestDrain_rollingRestart(t *testing.T) {
 	}
 	assert.Empty(t, refused, "upgrades that failed on the way back")
 	assert.Less(t, spread(t, "from close to live", gaps), inCI(8*time.Second, 2*time.Second))
+	c.caughtUp(2*time.Second, 90*time.Second) // hundreds of sessions ended or went on at once
 	checkGuests(t, c, guests)
 }
 

@@ -26,6 +26,9 @@ const (
 // failedWord is metadata.interrupted of an answer that failed after something of it was shown.
 const failedWord = "failed"
 
+// filterWord is metadata.interrupted of an answer that the provider's content filter has cut.
+const filterWord = "content_filter"
+
 // offered is metadata.help: the page should offer a person.
 const offered = "offered"
 
@@ -150,6 +153,8 @@ func (a *answer) finish(ctx context.Context, result llm.Result, err error) (agai
 		meta[sessionstore.MetaStopped] = "true"
 	case errors.Is(err, errTooLong), err == nil && result.Finish == llm.FinishLength:
 		meta[sessionstore.MetaLength] = "true"
+	case err == nil && result.Finish == llm.FinishFilter && (a.g.Text != "" || a.files.any()):
+		meta[sessionstore.MetaInterrupted] = filterWord
 	case err != nil, a.g.Text == "" && !a.files.any(), a.g.Text != "" && a.reset: // a reset that was never sent: it is an earlier text
 		a.failure(err, meta)
 	}

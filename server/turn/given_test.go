@@ -77,6 +77,23 @@ func TestTurn_putsAnAnswerBackThatOnlyMongoDBHas(t *testing.T) {
 	}
 }
 
+// An answer that the provider's filter has cut is not passed off as whole.
+func TestTurn_marksWhatTheContentFilterHasCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeStore{}
+		f.ask("q1", "hello")
+		r, stop := start(t, f, fakeModels{stream: func(_ context.Context, _ llm.Request, emit func(llm.Delta) error) (llm.Result, error) {
+			return llm.Result{Finish: llm.FinishFilter}, emit(llm.Delta{Text: "half"})
+		}})
+		defer stop()
+		r.Start(sid)
+		pass(time.Second)
+		require.Len(t, f.finals, 1)
+		assert.Equal(t, "content_filter", f.finals[0].Metadata[sessionstore.MetaInterrupted])
+		assert.Empty(t, f.finals[0].Metadata[sessionstore.MetaFailed])
+	})
+}
+
 // An answer that Redis has never lost anything of is not looked for.
 func TestTurn_looksForNoAnswerInASessionThatIsWhole(t *testing.T) {
 	a := &answer{Runner: &Runner{opts: Options{Revival: &reviver{}}}, g: &sessionstore.Generation{Whole: true}}
