@@ -83,6 +83,9 @@ func (f *fakeLive) Rebuild(_ context.Context, doc sessionstore.SessionDoc, store
 	return nil
 }
 
+// AskResync is heard by nobody: there is one replica.
+func (f *fakeLive) AskResync(context.Context, string) error { return nil }
+
 // Activate reopens an ended session.
 func (f *fakeLive) Activate(ctx context.Context, user, sid string, endCurrent bool) (sessionstore.Opened, error) {
 	f.mu.Lock()

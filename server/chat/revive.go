@@ -19,6 +19,7 @@ type ReviveStore interface {
 	Session(ctx context.Context, sessionID string) (sessionstore.Session, error)
 	End(ctx context.Context, sessionID, reason, next string) error
 	Publish(ctx context.Context, e sessionstore.Event) error
+	AskResync(ctx context.Context, sessionID string) error
 }
 
 // Clock is one that all replicas share, since their own may differ.
@@ -47,6 +48,7 @@ const (
 	reviveTimeout   = 8 * time.Second
 	reviveJitter    = 100 * time.Millisecond // spreads a crowd that has to wait over MongoDB's time
 	revivedEvents   = 50                     // as many as a snapshot shows
+	askedFor        = 2 * time.Second        // for others to bring a session back that they have sockets on
 )
 
 // Reviver brings sessions that Redis has lost back from MongoDB: all of them after a FLUSHALL or a restart without
@@ -95,42 +97,85 @@ func (r *Reviver) Revive(ctx context.Context, sessionID, userID string) error {
 	})
 }
 
-// Reopen is Revive for a client that comes back and names the session, with nobody there to say that it was in use all
-// the time: the reconnect window counts from the last activity that MongoDB knows. A session beyond it is ended, since
-// nobody else would, and ErrEnded is returned.
+// Reopen is Revive for a client that comes back and names the session: the reconnect window counts from the last
+// activity that MongoDB knows. Beyond it the session is the client's only if somebody else is still on it, on whatever
+// replica: those who may be are asked to bring it back, and given a moment. If nobody does it is ended, since nobody
+// else would, and ErrEnded is returned.
 func (r *Reviver) Reopen(ctx context.Context, sessionID, userID string) error {
-	return r.shared(ctx, "reopen ", sessionID, userID, func(ctx context.Context) error {
-		// One that Redis has is not to be revived: it has ended, or another replica was faster.
-		switch ses, err := r.opts.Live.Session(ctx, sessionID); {
-		case errors.Is(err, sessionstore.ErrNotFound):
-		case err != nil:
-			return err
-		case userID != "" && ses.UserID != userID:
-			return sessionstore.ErrNotFound
-		case !ses.Active:
-			return sessionstore.ErrEnded
-		default:
-			return nil
-		}
-		st, err := r.unended(ctx, sessionID, userID)
-		if err != nil {
-			return err
-		}
-		if err := r.rebuild(ctx, st); err != nil {
-			return err
-		}
-		now, err := r.opts.Clock.Now(ctx)
-		if err != nil {
-			return err
-		}
-		if now.Sub(st.doc.Session.LastActivity) <= r.opts.Window {
-			return nil
-		}
-		if err := r.opts.Live.End(ctx, sessionID, "expired", ""); err != nil {
-			return err
-		}
-		return sessionstore.ErrEnded
+	err := r.shared(ctx, "reopen ", sessionID, userID, func(ctx context.Context) error {
+		return r.reopen(ctx, sessionID, userID, false)
 	})
+	if !errors.Is(err, errSilent) {
+		return err
+	}
+	if err := r.ask(ctx, sessionID); err != nil { // holds no place: those who are asked may need one
+		return fmt.Errorf("reopen session %s: %w", sessionID, err)
+	}
+	return r.shared(ctx, "expire ", sessionID, userID, func(ctx context.Context) error {
+		return r.reopen(ctx, sessionID, userID, true)
+	})
+}
+
+// errSilent says that MongoDB knows of no activity within the window: somebody may have listened all the same.
+var errSilent = errors.New("silent for longer than the reconnect window")
+
+// reopen is Reopen in one step, once others have been asked; before, it returns errSilent beyond the window.
+func (r *Reviver) reopen(ctx context.Context, sessionID, userID string, asked bool) error {
+	// One that Redis has is not to be revived: it has ended, or another replica was faster.
+	switch ses, err := r.opts.Live.Session(ctx, sessionID); {
+	case errors.Is(err, sessionstore.ErrNotFound):
+	case err != nil:
+		return err
+	case userID != "" && ses.UserID != userID:
+		return sessionstore.ErrNotFound
+	case !ses.Active:
+		return sessionstore.ErrEnded
+	default:
+		return nil
+	}
+	st, err := r.unended(ctx, sessionID, userID)
+	if err != nil {
+		return err
+	}
+	now, err := r.opts.Clock.Now(ctx)
+	if err != nil {
+		return err
+	}
+	silent := now.Sub(st.doc.Session.LastActivity) > r.opts.Window
+	if silent && !asked {
+		return errSilent
+	}
+	if err := r.rebuild(ctx, st); err != nil || !silent {
+		return err
+	}
+	if err := r.opts.Live.End(ctx, sessionID, "expired", ""); err != nil {
+		return err
+	}
+	return sessionstore.ErrEnded
+}
+
+// ask has the replicas that have sockets on a session bring it back, and waits until one has, or none seems to. A
+// replica hears it at once, or reads its sessions anyway because its connection to Redis was lost.
+func (r *Reviver) ask(ctx context.Context, sessionID string) error {
+	if err := r.opts.Live.AskResync(ctx, sessionID); err != nil {
+		return err
+	}
+	enough := time.NewTimer(askedFor)
+	defer enough.Stop()
+	look := time.NewTicker(askedFor / 20)
+	defer look.Stop()
+	for {
+		select {
+		case <-enough.C:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", sessionstore.ErrArchive, ctx.Err())
+		case <-look.C:
+		}
+		if _, err := r.opts.Live.Session(ctx, sessionID); !errors.Is(err, sessionstore.ErrNotFound) {
+			return err
+		}
+	}
 }
 
 // Load puts a session that Redis has forgotten back as it is, ended or not, so that it can be activated. Errors:

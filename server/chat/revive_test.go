@@ -32,6 +32,8 @@ type past struct {
 	rebuilt    []sessionstore.SessionDoc
 	rebuildErr error
 	ended      []string
+	asked      int
+	heard      func() // by who has sockets on the session
 	published  []sessionstore.Event
 }
 
@@ -81,6 +83,16 @@ func (p redis) Publish(_ context.Context, ev sessionstore.Event) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.published = append(p.published, ev)
+	return nil
+}
+
+func (p redis) AskResync(context.Context, string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.asked++
+	if p.heard != nil {
+		p.heard()
+	}
 	return nil
 }
 
@@ -134,19 +146,56 @@ func TestRevive_countsWhatTheDocumentDoesNotKnowYet(t *testing.T) {
 
 // Promises 6, 18: a client that names a session gets it back within the window; beyond it the session is ended.
 func TestReopen_respectsTheWindow(t *testing.T) {
-	p, r := newPast(t, 14*time.Minute)
-	require.NoError(t, r.Reopen(t.Context(), sid, "ann"))
-	assert.Empty(t, p.ended)
+	synctest.Test(t, func(t *testing.T) {
+		p, r := newPast(t, 14*time.Minute)
+		require.NoError(t, r.Reopen(t.Context(), sid, "ann"))
+		assert.Empty(t, p.ended)
+		assert.Zero(t, p.asked)
 
-	p, r = newPast(t, 16*time.Minute)
-	require.ErrorIs(t, r.Reopen(t.Context(), sid, "ann"), sessionstore.ErrEnded)
-	assert.Equal(t, []string{sid + " expired"}, p.ended)
+		p, r = newPast(t, 16*time.Minute)
+		require.ErrorIs(t, r.Reopen(t.Context(), sid, "ann"), sessionstore.ErrEnded)
+		assert.Equal(t, []string{sid + " expired"}, p.ended)
 
-	p, r = newPast(t, 0)
-	p.doc.Final = true
-	require.ErrorIs(t, r.Reopen(t.Context(), sid, "ann"), sessionstore.ErrEnded)
-	assert.Empty(t, p.rebuilt)
-	assert.Zero(t, p.read.Load(), "what ended yesterday costs one reading by id")
+		p, r = newPast(t, 0)
+		p.doc.Final = true
+		require.ErrorIs(t, r.Reopen(t.Context(), sid, "ann"), sessionstore.ErrEnded)
+		assert.Empty(t, p.rebuilt)
+		assert.Zero(t, p.read.Load(), "what ended yesterday costs one reading by id")
+	})
+}
+
+// Promises 6, 48: the user has said nothing for longer than the window, but is still there, on another replica that has
+// not found out yet that Redis has lost the session. It is not ended under that socket; who comes back joins it.
+func TestReopen_doesNotEndWhatSomebodyIsOn(t *testing.T) {
+	for name, late := range map[string]time.Duration{"at once": 0, "after a moment": time.Second} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p, r := newPast(t, time.Hour)
+				p.heard = func() {
+					time.AfterFunc(late, func() {
+						p.mu.Lock()
+						defer p.mu.Unlock()
+						p.live = &sessionstore.Session{ID: sid, UserID: "ann", Active: true}
+					})
+				}
+				require.NoError(t, r.Reopen(t.Context(), sid, "ann"))
+				assert.Equal(t, 1, p.asked)
+				assert.Empty(t, p.ended)
+				assert.Empty(t, p.rebuilt, "the other replica has")
+			})
+		})
+	}
+}
+
+// Who gives up while others are being asked is told that it is not known, and nothing is ended.
+func TestReopen_endsNothingForWhoHasGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, r := newPast(t, time.Hour)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		require.ErrorIs(t, r.Reopen(ctx, sid, "ann"), sessionstore.ErrArchive)
+		assert.Empty(t, p.ended)
+	})
 }
 
 // One that Redis has is left alone, whatever MongoDB says.
@@ -251,15 +300,17 @@ func TestReopen_countsTheWindowByTheSharedClock(t *testing.T) {
 		{"beyond, by a slow clock", 10 * time.Minute, -10 * time.Minute, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			p, _ := newPast(t, c.last)
-			r, err := NewReviver(ReviveOptions{Live: redis{p}, Archive: p, Window: 15 * time.Minute, Clock: at(time.Now().Add(-c.fast))})
-			require.NoError(t, err)
-			err = r.Reopen(t.Context(), sid, "ann")
-			if c.ended {
-				require.ErrorIs(t, err, sessionstore.ErrEnded)
-				return
-			}
-			require.NoError(t, err)
+			synctest.Test(t, func(t *testing.T) {
+				p, _ := newPast(t, c.last)
+				r, err := NewReviver(ReviveOptions{Live: redis{p}, Archive: p, Window: 15 * time.Minute, Clock: at(time.Now().Add(-c.fast))})
+				require.NoError(t, err)
+				err = r.Reopen(t.Context(), sid, "ann")
+				if c.ended {
+					require.ErrorIs(t, err, sessionstore.ErrEnded)
+					return
+				}
+				require.NoError(t, err)
+			})
 		})
 	}
 }
