@@ -150,14 +150,15 @@ func (a *answer) finish(ctx context.Context, result llm.Result, err error) (agai
 		meta[sessionstore.MetaStopped] = "true"
 	case errors.Is(err, errTooLong), err == nil && result.Finish == llm.FinishLength:
 		meta[sessionstore.MetaLength] = "true"
+	case err == nil && result.Paused:
+		// The provider's workflow waits for a person: what there is of the answer, also if that is nothing, is all that
+		// the model has to say, and nothing has failed.
+		meta[sessionstore.MetaPaused], meta[sessionstore.MetaHelp] = "true", offered
 	case err != nil, a.g.Text == "" && !a.files.any(), a.g.Text != "" && a.reset: // a reset that was never sent: it is an earlier text
 		a.failure(err, meta)
 	}
 	if lost := a.files.describe(meta); lost > 0 {
 		log.Warn("files of an answer were not kept", "files", lost)
-	}
-	if result.Paused { // the provider's workflow waits for a person
-		meta[sessionstore.MetaHelp] = offered
 	}
 	if by != a.g.ModelID && (a.g.Text != "" || a.files.any()) {
 		meta[sessionstore.MetaAnsweredBy] = a.nameOf(by)
