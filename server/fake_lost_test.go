@@ -176,4 +176,6 @@ type fakeReviver func(what, sid string) error
 
 func (f fakeReviver) Revive(_ context.Context, sid, _ string) error { return f("revive", sid) }
 func (f fakeReviver) Reopen(_ context.Context, sid, _ string) error { return f("reopen", sid) }
-func (f fakeReviver) Load(_ context.Context, sid, _ string) error   { return f("load", sid) }
+func (f fakeReviver) Load(_ context.Context, sid, _ string, _ bool) error {
+	return f("load", sid)
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/singleflight"
@@ -178,10 +179,15 @@ func (r *Reviver) ask(ctx context.Context, sessionID string) error {
 	}
 }
 
-// Load puts a session that Redis has forgotten back as it is, ended or not, so that it can be activated. Errors:
-// ErrNotFound, *ActiveError, ErrArchive, ErrAway.
-func (r *Reviver) Load(ctx context.Context, sessionID, userID string) error {
-	return r.shared(ctx, "load ", sessionID, userID, func(ctx context.Context) error {
+// Load puts a session that Redis has forgotten back as it is, ended or not, so that it can be activated; with ended,
+// one that nobody has ended is put back as if it had been at its last activity, which may be beside another that is
+// active. Errors: ErrNotFound, *ActiveError, ErrArchive, ErrAway.
+func (r *Reviver) Load(ctx context.Context, sessionID, userID string, ended bool) error {
+	what := "load "
+	if ended {
+		what = "load ended "
+	}
+	return r.shared(ctx, what, sessionID, userID, func(ctx context.Context) error {
 		doc, err := r.doc(ctx, sessionID, userID)
 		if err != nil {
 			return err
@@ -190,8 +196,22 @@ func (r *Reviver) Load(ctx context.Context, sessionID, userID string) error {
 		if err != nil {
 			return err
 		}
+		if ended && !st.doc.Final {
+			endThen(&st.doc, st.doc.Session.LastActivity)
+		}
 		return r.rebuild(ctx, st)
 	})
+}
+
+// endThen makes a document that of a session that ended at a time.
+func endThen(doc *sessionstore.SessionDoc, at time.Time) {
+	doc.Final, doc.Session.Active, doc.Session.End = true, false, at
+	if n := len(doc.Intervals); n > 0 {
+		doc.Intervals = slices.Clone(doc.Intervals)
+		doc.Intervals[n-1].End = at // as Rebuild has the newest interval of one that is active go on
+	} else {
+		doc.Intervals = []sessionstore.Interval{{Start: doc.Session.Start, End: at}}
+	}
 }
 
 // shared runs f for the session once for all who ask at the same time on behalf of the same user, since what it says is

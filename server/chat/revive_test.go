@@ -210,10 +210,14 @@ func TestReopen_leavesAloneWhatRedisHas(t *testing.T) {
 	assert.Empty(t, p.rebuilt)
 }
 
+func asItIs(r *Reviver) func(context.Context, string, string) error {
+	return func(ctx context.Context, sid, user string) error { return r.Load(ctx, sid, user, false) }
+}
+
 // Promise 3: a foreign session is not there.
 func TestRevive_doesNotFindForeignSessions(t *testing.T) {
 	p, r := newPast(t, 0)
-	for name, f := range map[string]func(context.Context, string, string) error{"revive": r.Revive, "reopen": r.Reopen, "load": r.Load} {
+	for name, f := range map[string]func(context.Context, string, string) error{"revive": r.Revive, "reopen": r.Reopen, "load": asItIs(r)} {
 		require.ErrorIs(t, f(t.Context(), sid, "bob"), sessionstore.ErrNotFound, name)
 	}
 	p.found = false
@@ -241,10 +245,33 @@ func TestRevive_tellsEachUserOnlyOfTheirOwn(t *testing.T) {
 func TestLoad_bringsBackWhatHasEnded(t *testing.T) {
 	p, r := newPast(t, 0)
 	p.doc.Final = true
-	require.NoError(t, r.Load(t.Context(), sid, "ann"))
+	require.NoError(t, r.Load(t.Context(), sid, "ann", false))
 	require.Len(t, p.rebuilt, 1)
 	assert.True(t, p.rebuilt[0].Final)
 	assert.Empty(t, p.published)
+}
+
+// Promise 48: one that nobody has ended can come back beside the active one only as if it had ended.
+func TestLoad_bringsBackAsEndedWhatNobodyHasEnded(t *testing.T) {
+	begun := time.Now().Add(-time.Hour)
+	for name, intervals := range map[string][]sessionstore.Interval{"first": nil, "again": {{Start: begun, End: begun.Add(time.Minute)}}} {
+		t.Run(name, func(t *testing.T) {
+			p, r := newPast(t, time.Minute)
+			p.doc.Session.Start, p.doc.Intervals = begun, intervals
+			last := p.doc.Session.LastActivity
+			require.NoError(t, r.Load(t.Context(), sid, "ann", true))
+			require.NoError(t, r.Load(t.Context(), sid, "ann", false))
+			require.Len(t, p.rebuilt, 2)
+			ended := p.rebuilt[0]
+			assert.True(t, ended.Final)
+			assert.False(t, ended.Session.Active)
+			assert.Equal(t, last, ended.Session.End)
+			assert.Equal(t, []sessionstore.Interval{{Start: begun, End: last}}, ended.Intervals)
+			assert.False(t, p.rebuilt[1].Final, "as it is")
+			assert.Equal(t, intervals, p.rebuilt[1].Intervals)
+			assert.Len(t, p.published, 1)
+		})
+	}
 }
 
 // What cannot be known is an error, and errors of Redis come through as they are.
@@ -319,7 +346,7 @@ func TestReopen_countsTheWindowByTheSharedClock(t *testing.T) {
 func TestLoad_endsNoSessionBeforeItsLastActivity(t *testing.T) {
 	p, r := newPast(t, time.Minute)
 	p.events = []sessionstore.Stored{stored(4, sessionstore.TypeEnded, time.Now().Add(-10*time.Minute))}
-	require.NoError(t, r.Load(t.Context(), sid, "ann"))
+	require.NoError(t, r.Load(t.Context(), sid, "ann", false))
 	require.Len(t, p.rebuilt, 1)
 	assert.Equal(t, p.doc.Session.LastActivity, p.rebuilt[0].Session.End)
 }
