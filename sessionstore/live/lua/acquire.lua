@@ -70,6 +70,6 @@ for i = 1, #ask, 2 do
 end
 call('HSET', S.gen, 'aid', ARGV[8], 'state', 'run', 'tok', ARGV[9], 'attempt', '1', 'chunk', '0',
   'q', table.concat(questions, ' '), 'qn', table.concat(seqs, ' '), 'upto', int(S.s), 'calls', '0', 'tko', '0')
-call('HDEL', S.gen, 'stop', 'model', 'pe', 'ba', 'sn', 'su', 'ck', 'cid', 'ch', 'cc', 'cw')
+call('HDEL', S.gen, 'stop', 'model', 'pe', 'ba', 'sn', 'su', 'ab', 'ck', 'cid', 'ch', 'cc', 'cw')
 call('DEL', S.gc)
 return answer(table.concat(seqs, ' '))
