@@ -317,3 +317,31 @@ func TestTurn_doesNotWaitForFilesWhenStopped(t *testing.T) {
 		assert.Equal(t, "true", final.Metadata[sessionstore.MetaStopped])
 	})
 }
+
+// A join or an end that the bus brings late is older than the generation that runs by then: it ended another one.
+func TestSignal_thatIsOlderThanTheGenerationIsIgnored(t *testing.T) {
+	for _, typ := range []string{sessionstore.TypeAdminJoin, sessionstore.TypeEnded} {
+		t.Run(typ, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := &fakeStore{events: []sessionstore.Event{question("q1"), reply("a1", "q1"), {Header: sessionstore.Header{Type: typ}, Seq: 3}}}
+				f.ask("q2", "and now?") // seq 4
+				r, stop := start(t, f, words(time.Second, "a", "b", "c"))
+				defer stop()
+				r.Start(sid)
+				pass(1500 * time.Millisecond)
+				r.Signal(sessionstore.Message{SessionID: sid, Type: typ, Seq: 3})
+				pass(time.Minute)
+				final, there := f.final()
+				require.True(t, there)
+				assert.Equal(t, "abc", final.Content)
+
+				f.ask("q3", "more")
+				r.Start(sid)
+				pass(1500 * time.Millisecond)
+				r.Signal(sessionstore.Message{SessionID: sid, Type: typ, Seq: 99})
+				pass(time.Minute)
+				assert.Len(t, f.finals, 1, "a newer one takes effect at once")
+			})
+		})
+	}
+}
