@@ -89,7 +89,7 @@ type Header struct {
 	Spent              // of an answer
 	ResponseTime int64 // of an answer: milliseconds from request to last token
 	FirstToken   int64 // of an answer: milliseconds from request to first token
-	Attempt      int   // of an answer's chunk: rises whenever the text starts again or another replica goes on
+	Attempt      int   // of an answer's chunk: rises whenever the text starts again; another replica may go on within it
 	Chunk        int   // of an answer's chunk: 1, 2, … within the attempt
 	Reset        bool  // of an answer's chunk: this text replaces all that was shown
 	Active       *bool // of loading and typing_indicator
