@@ -207,7 +207,9 @@ func (a *answer) sendChunks(ctx context.Context) {
 		err := a.retry(context.WithoutCancel(ctx), func(ctx context.Context) error {
 			return a.opts.Store.Chunk(ctx, a.g, text, reset)
 		})
-		if err != nil {
+		if err == nil {
+			a.confirmed()
+		} else {
 			a.mu.Lock()
 			a.broken = err
 			a.mu.Unlock()

@@ -64,6 +64,8 @@ func (a *answer) leaseOf() *sessionstore.Generation {
 	return &sessionstore.Generation{SessionID: a.g.SessionID, AnswerID: a.g.AnswerID, Token: a.g.Token}
 }
 
+// confirmed notes that the store has prolonged the lease: by Renew or Chunk. That something else could be read or written
+// says nothing about how much longer it is held.
 func (a *answer) confirmed() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -90,7 +92,6 @@ func (a *answer) retry(ctx context.Context, call func(context.Context) error) er
 		err := call(cctx)
 		cancel()
 		if err == nil {
-			a.confirmed()
 			return nil
 		}
 		if !passing(err) {
