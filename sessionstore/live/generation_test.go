@@ -322,6 +322,42 @@ func TestCut_partialPrecedesItsCause(t *testing.T) {
 	require.ErrorIs(t, err, sessionstore.ErrAssisted)
 }
 
+// A stop that comes between the question and whoever begins to answer is kept: the answer ends before a model is asked.
+// It is for what was asked before it, and for nothing later.
+func TestStop_beforeAnybodyHasBegun(t *testing.T) {
+	s := newTestStore(t, nil)
+	ctx := testContext(t)
+	sid := openSession(t, s, "u1")
+	require.NoError(t, s.Stop(ctx, sid, ""), "nothing is owed: nothing to stop")
+	call := sessionstore.Call{ModelID: "gpt", Prompt: 1}
+	stopped := func(want bool) {
+		t.Helper()
+		g, err := s.Acquire(ctx, sid)
+		require.NoError(t, err)
+		if err = s.Book(ctx, &g, call); want {
+			require.ErrorIs(t, err, sessionstore.ErrStopped)
+		} else {
+			require.NoError(t, err)
+		}
+		_, _, err = s.Finish(ctx, &g, finalEvent(g))
+		require.NoError(t, err)
+	}
+	ask(t, s, sid, "one")
+	stopped(false)
+	ask(t, s, sid, "two")
+	require.NoError(t, s.Stop(ctx, sid, ""))
+	stopped(true)
+	ask(t, s, sid, "three")
+	stopped(false)
+	ask(t, s, sid, "four")
+	require.NoError(t, s.Stop(ctx, sid, ""))
+	ask(t, s, sid, "five, after all")
+	stopped(false)
+	ask(t, s, sid, "six")
+	require.NoError(t, s.Stop(ctx, sid, "another answer"))
+	stopped(false)
+}
+
 // Beyond B11: what was shown of an answer that was to take another's place, or to go on after it, says so like its final
 // would have, whatever cuts it. The next answer begins without that.
 func TestCut_partialSaysWhatItIsAbout(t *testing.T) {
