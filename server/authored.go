@@ -27,7 +27,7 @@ type AuthoredArchive interface {
 type Reviver interface {
 	Revive(ctx context.Context, sessionID, userID string) error
 	Reopen(ctx context.Context, sessionID, userID string) error
-	Load(ctx context.Context, sessionID, userID string) error
+	Load(ctx context.Context, sessionID, userID string, ended bool) error
 }
 
 // AuthoredOptions are what NewAuthored needs. Live, Archive and Revival are required.

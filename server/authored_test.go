@@ -74,8 +74,8 @@ func (l *lossy) Revive(_ context.Context, sid, _ string) error {
 	}
 	return l.revive
 }
-func (l *lossy) Reopen(context.Context, string, string) error { return l.revive }
-func (l *lossy) Load(context.Context, string, string) error   { return l.revive }
+func (l *lossy) Reopen(context.Context, string, string) error     { return l.revive }
+func (l *lossy) Load(context.Context, string, string, bool) error { return l.revive }
 
 const lost = "p01-lost"
 

@@ -83,6 +83,9 @@ func (f *fakeLive) Rebuild(_ context.Context, doc sessionstore.SessionDoc, store
 	return nil
 }
 
+// AskResync is heard by nobody: there is one replica.
+func (f *fakeLive) AskResync(context.Context, string) error { return nil }
+
 // Activate reopens an ended session.
 func (f *fakeLive) Activate(ctx context.Context, user, sid string, endCurrent bool) (sessionstore.Opened, error) {
 	f.mu.Lock()
@@ -173,4 +176,6 @@ type fakeReviver func(what, sid string) error
 
 func (f fakeReviver) Revive(_ context.Context, sid, _ string) error { return f("revive", sid) }
 func (f fakeReviver) Reopen(_ context.Context, sid, _ string) error { return f("reopen", sid) }
-func (f fakeReviver) Load(_ context.Context, sid, _ string) error   { return f("load", sid) }
+func (f fakeReviver) Load(_ context.Context, sid, _ string, _ bool) error {
+	return f("load", sid)
+}

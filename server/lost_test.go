@@ -369,6 +369,27 @@ func TestActivate_ofASessionThatNobodyHasEnded(t *testing.T) {
 	assert.False(t, r.live.sessions["p01-other"].Active)
 }
 
+// Nothing is ended for a session that cannot be had: the user stays in the present one.
+func TestActivate_endsNothingBeforeThePastOneIsThere(t *testing.T) {
+	r := newReplica(t)
+	r.archived(t)
+	r.live.lose(annsID)
+	r.live.begin("ann", "p01-other")
+	var off atomic.Bool
+	var reads atomic.Int64
+	r.archiveAway(&off)
+	find := r.archive.SessionFn
+	r.archive.SessionFn = func(ctx context.Context, sid string) (sessionstore.SessionDoc, bool, error) {
+		off.Store(reads.Add(1) > 2) // whose it is, and once as it is
+		return find(ctx, sid)
+	}
+	path := "/chat/sessions/" + annsID + "/activate?end_current=true"
+	refused(t, r.do(t, "ann", http.MethodPost, path), http.StatusServiceUnavailable, protocol.CodeStoreUnavailable)
+	assert.EqualValues(t, 3, reads.Load())
+	assert.True(t, r.live.sessions["p01-other"].Active)
+	assert.Equal(t, "p01-other", r.live.active["ann"])
+}
+
 // A page of what Redis has lost is read after it has been brought back. What MongoDB cannot say yet is read again, not
 // given up.
 func TestFeed_bringsBackWhatRedisHasLost(t *testing.T) {

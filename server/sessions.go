@@ -317,18 +317,15 @@ func (s *Server) activateSession(c echo.Context) error {
 	return c.JSON(http.StatusOK, item(opened.Session))
 }
 
-// load brings a session back as it is in MongoDB. One that nobody has ended there, because Redis lost it while it was
-// active, cannot come back beside another: that one is ended first, if that is what the user wants.
+// load brings a session back from MongoDB. One that nobody has ended there, because Redis lost it while it was active,
+// cannot come back as it is beside another. If that one is to be ended it comes back ended: activating it ends the other
+// one in the same step, and whatever fails before that leaves the user where they are.
 func (s *Server) load(ctx context.Context, sess sessionstore.Session, endCurrent bool) error {
-	err := s.revival.Load(ctx, sess.ID, sess.UserID)
-	var other *sessionstore.ActiveError
-	if !errors.As(err, &other) || !endCurrent {
-		return err
+	err := s.revival.Load(ctx, sess.ID, sess.UserID, false)
+	if errors.Is(err, sessionstore.ErrActive) && endCurrent {
+		err = s.revival.Load(ctx, sess.ID, sess.UserID, true)
 	}
-	if err := s.deps.Live.End(ctx, other.SessionID, "replaced", sess.ID); err != nil {
-		return err
-	}
-	return s.revival.Load(ctx, sess.ID, sess.UserID)
+	return err
 }
 
 func limitOf(c echo.Context) (int, error) {

@@ -171,9 +171,9 @@ func (r prompt) Reopen(ctx context.Context, sessionID, userID string) error {
 }
 
 // Load is Reviver.Load.
-func (r prompt) Load(ctx context.Context, sessionID, userID string) error {
+func (r prompt) Load(ctx context.Context, sessionID, userID string, ended bool) error {
 	if err := r.away(sessionID); err != nil {
 		return err
 	}
-	return r.Reviver.Load(ctx, sessionID, userID)
+	return r.Reviver.Load(ctx, sessionID, userID, ended)
 }

@@ -51,7 +51,8 @@ const (
 	MetaLength      = "length"      // "true": cut at the size limit
 	MetaReplaces    = "replaces"    // message id of the answer that a regenerated one replaces
 	MetaContinues   = "continues"   // message id of the answer that this one goes on after
-	MetaHelp        = "help"        // of a failed answer, "offered": no model can be had, a person may help
+	MetaHelp        = "help"        // of an answer, "offered": no model can be had, or it waits for a person, who may help
+	MetaPaused      = "paused"      // of an answer, "true": the app behind the model waits for a person; Content may be empty
 	MetaRetryAfter  = "retry_after" // of a failed answer: milliseconds after which another try may work
 	MetaAnsweredBy  = "answered_by" // name of the model that answered in place of the chosen one
 	MetaFileIDs     = "file_ids"    // space-separated ids of the files that came with the message
@@ -88,7 +89,7 @@ type Header struct {
 	Spent              // of an answer
 	ResponseTime int64 // of an answer: milliseconds from request to last token
 	FirstToken   int64 // of an answer: milliseconds from request to first token
-	Attempt      int   // of an answer's chunk: rises whenever the text starts again or another replica goes on
+	Attempt      int   // of an answer's chunk: rises whenever the text starts again; another replica may go on within it
 	Chunk        int   // of an answer's chunk: 1, 2, … within the attempt
 	Reset        bool  // of an answer's chunk: this text replaces all that was shown
 	Active       *bool // of loading and typing_indicator

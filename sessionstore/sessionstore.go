@@ -171,6 +171,9 @@ type Generation struct {
 type Call struct {
 	ModelID string
 	Prompt  int64 // estimated tokens of what is sent
+	// About is what the answer's final will say it is about (MetaAnswers, MetaReplaces, MetaContinues). If the answer
+	// is cut, the event of what was shown of it says the same.
+	About map[string]string
 }
 
 // Conversation is what a provider itself remembers of a session.

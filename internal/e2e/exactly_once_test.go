@@ -36,6 +36,7 @@ func TestExactlyOnce_whenAcksAreDroppedAndSocketsBreak(t *testing.T) {
 		wg.Go(func() { assert.NoError(t, s.talk(t.Context(), each), id) })
 	}
 	wg.Wait()
+	c.caughtUp(2*time.Second, inCI(20*time.Second, 2*time.Minute))
 	sends, cuts, acks, dropped := 0, 0, int64(0), int64(0)
 	for _, s := range everyone {
 		u := s.user

@@ -341,6 +341,19 @@ func TestDify_leftBeforeItsEnd_stopsTheRun(t *testing.T) {
 	require.Empty(t, over.requests("/stop"), "it is over")
 }
 
+// Apps that do not answer hold a shutdown up together, not one after the other.
+func TestClose_waitsForAllAppsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &Set{entries: map[string]*entry{"none": {}}}
+		for _, id := range []string{"one", "two", "three"} {
+			s.entries[id] = &entry{release: func() { time.Sleep(stopLimit) }}
+		}
+		begin := time.Now()
+		s.Close()
+		require.Equal(t, stopLimit, time.Since(begin))
+	})
+}
+
 // An event may be long, to a limit.
 func TestDify_longEvents_areRead(t *testing.T) {
 	text := strings.Repeat("word ", 500_000)

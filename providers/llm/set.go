@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -208,12 +209,14 @@ func (s *Set) TokenFactor(id string) float64 {
 	return 1
 }
 
-// Close gives up idle connections, after it has waited, at most 5 s for each Dify app, until runs that were left are
-// stopped. Requests under way go on.
+// Close gives up idle connections, after it has waited, at most 5 s for all Dify apps together, until runs that were left
+// are stopped. Requests under way go on.
 func (s *Set) Close() {
+	var released sync.WaitGroup
 	for _, e := range s.entries {
 		if e.release != nil {
-			e.release()
+			released.Go(e.release)
 		}
 	}
+	released.Wait()
 }

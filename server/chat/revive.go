@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/singleflight"
@@ -19,6 +20,7 @@ type ReviveStore interface {
 	Session(ctx context.Context, sessionID string) (sessionstore.Session, error)
 	End(ctx context.Context, sessionID, reason, next string) error
 	Publish(ctx context.Context, e sessionstore.Event) error
+	AskResync(ctx context.Context, sessionID string) error
 }
 
 // Clock is one that all replicas share, since their own may differ.
@@ -47,6 +49,7 @@ const (
 	reviveTimeout   = 8 * time.Second
 	reviveJitter    = 100 * time.Millisecond // spreads a crowd that has to wait over MongoDB's time
 	revivedEvents   = 50                     // as many as a snapshot shows
+	askedFor        = 2 * time.Second        // for others to bring a session back that they have sockets on
 )
 
 // Reviver brings sessions that Redis has lost back from MongoDB: all of them after a FLUSHALL or a restart without
@@ -95,48 +98,96 @@ func (r *Reviver) Revive(ctx context.Context, sessionID, userID string) error {
 	})
 }
 
-// Reopen is Revive for a client that comes back and names the session, with nobody there to say that it was in use all
-// the time: the reconnect window counts from the last activity that MongoDB knows. A session beyond it is ended, since
-// nobody else would, and ErrEnded is returned.
+// Reopen is Revive for a client that comes back and names the session: the reconnect window counts from the last
+// activity that MongoDB knows. Beyond it the session is the client's only if somebody else is still on it, on whatever
+// replica: those who may be are asked to bring it back, and given a moment. If nobody does it is ended, since nobody
+// else would, and ErrEnded is returned.
 func (r *Reviver) Reopen(ctx context.Context, sessionID, userID string) error {
-	return r.shared(ctx, "reopen ", sessionID, userID, func(ctx context.Context) error {
-		// One that Redis has is not to be revived: it has ended, or another replica was faster.
-		switch ses, err := r.opts.Live.Session(ctx, sessionID); {
-		case errors.Is(err, sessionstore.ErrNotFound):
-		case err != nil:
-			return err
-		case userID != "" && ses.UserID != userID:
-			return sessionstore.ErrNotFound
-		case !ses.Active:
-			return sessionstore.ErrEnded
-		default:
-			return nil
-		}
-		st, err := r.unended(ctx, sessionID, userID)
-		if err != nil {
-			return err
-		}
-		if err := r.rebuild(ctx, st); err != nil {
-			return err
-		}
-		now, err := r.opts.Clock.Now(ctx)
-		if err != nil {
-			return err
-		}
-		if now.Sub(st.doc.Session.LastActivity) <= r.opts.Window {
-			return nil
-		}
-		if err := r.opts.Live.End(ctx, sessionID, "expired", ""); err != nil {
-			return err
-		}
-		return sessionstore.ErrEnded
+	err := r.shared(ctx, "reopen ", sessionID, userID, func(ctx context.Context) error {
+		return r.reopen(ctx, sessionID, userID, false)
+	})
+	if !errors.Is(err, errSilent) {
+		return err
+	}
+	if err := r.ask(ctx, sessionID); err != nil { // holds no place: those who are asked may need one
+		return fmt.Errorf("reopen session %s: %w", sessionID, err)
+	}
+	return r.shared(ctx, "expire ", sessionID, userID, func(ctx context.Context) error {
+		return r.reopen(ctx, sessionID, userID, true)
 	})
 }
 
-// Load puts a session that Redis has forgotten back as it is, ended or not, so that it can be activated. Errors:
-// ErrNotFound, *ActiveError, ErrArchive, ErrAway.
-func (r *Reviver) Load(ctx context.Context, sessionID, userID string) error {
-	return r.shared(ctx, "load ", sessionID, userID, func(ctx context.Context) error {
+// errSilent says that MongoDB knows of no activity within the window: somebody may have listened all the same.
+var errSilent = errors.New("silent for longer than the reconnect window")
+
+// reopen is Reopen in one step, once others have been asked; before, it returns errSilent beyond the window.
+func (r *Reviver) reopen(ctx context.Context, sessionID, userID string, asked bool) error {
+	// One that Redis has is not to be revived: it has ended, or another replica was faster.
+	switch ses, err := r.opts.Live.Session(ctx, sessionID); {
+	case errors.Is(err, sessionstore.ErrNotFound):
+	case err != nil:
+		return err
+	case userID != "" && ses.UserID != userID:
+		return sessionstore.ErrNotFound
+	case !ses.Active:
+		return sessionstore.ErrEnded
+	default:
+		return nil
+	}
+	st, err := r.unended(ctx, sessionID, userID)
+	if err != nil {
+		return err
+	}
+	now, err := r.opts.Clock.Now(ctx)
+	if err != nil {
+		return err
+	}
+	silent := now.Sub(st.doc.Session.LastActivity) > r.opts.Window
+	if silent && !asked {
+		return errSilent
+	}
+	if err := r.rebuild(ctx, st); err != nil || !silent {
+		return err
+	}
+	if err := r.opts.Live.End(ctx, sessionID, "expired", ""); err != nil {
+		return err
+	}
+	return sessionstore.ErrEnded
+}
+
+// ask has the replicas that have sockets on a session bring it back, and waits until one has, or none seems to. A
+// replica hears it at once, or reads its sessions anyway because its connection to Redis was lost.
+func (r *Reviver) ask(ctx context.Context, sessionID string) error {
+	if err := r.opts.Live.AskResync(ctx, sessionID); err != nil {
+		return err
+	}
+	enough := time.NewTimer(askedFor)
+	defer enough.Stop()
+	look := time.NewTicker(askedFor / 20)
+	defer look.Stop()
+	for {
+		select {
+		case <-enough.C:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", sessionstore.ErrArchive, ctx.Err())
+		case <-look.C:
+		}
+		if _, err := r.opts.Live.Session(ctx, sessionID); !errors.Is(err, sessionstore.ErrNotFound) {
+			return err
+		}
+	}
+}
+
+// Load puts a session that Redis has forgotten back as it is, ended or not, so that it can be activated; with ended,
+// one that nobody has ended is put back as if it had been at its last activity, which may be beside another that is
+// active. Errors: ErrNotFound, *ActiveError, ErrArchive, ErrAway.
+func (r *Reviver) Load(ctx context.Context, sessionID, userID string, ended bool) error {
+	what := "load "
+	if ended {
+		what = "load ended "
+	}
+	return r.shared(ctx, what, sessionID, userID, func(ctx context.Context) error {
 		doc, err := r.doc(ctx, sessionID, userID)
 		if err != nil {
 			return err
@@ -145,8 +196,22 @@ func (r *Reviver) Load(ctx context.Context, sessionID, userID string) error {
 		if err != nil {
 			return err
 		}
+		if ended && !st.doc.Final {
+			endThen(&st.doc, st.doc.Session.LastActivity)
+		}
 		return r.rebuild(ctx, st)
 	})
+}
+
+// endThen makes a document that of a session that ended at a time.
+func endThen(doc *sessionstore.SessionDoc, at time.Time) {
+	doc.Final, doc.Session.Active, doc.Session.End = true, false, at
+	if n := len(doc.Intervals); n > 0 {
+		doc.Intervals = slices.Clone(doc.Intervals)
+		doc.Intervals[n-1].End = at // as Rebuild has the newest interval of one that is active go on
+	} else {
+		doc.Intervals = []sessionstore.Interval{{Start: doc.Session.Start, End: at}}
+	}
 }
 
 // shared runs f for the session once for all who ask at the same time on behalf of the same user, since what it says is

@@ -32,6 +32,8 @@ type past struct {
 	rebuilt    []sessionstore.SessionDoc
 	rebuildErr error
 	ended      []string
+	asked      int
+	heard      func() // by who has sockets on the session
 	published  []sessionstore.Event
 }
 
@@ -81,6 +83,16 @@ func (p redis) Publish(_ context.Context, ev sessionstore.Event) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.published = append(p.published, ev)
+	return nil
+}
+
+func (p redis) AskResync(context.Context, string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.asked++
+	if p.heard != nil {
+		p.heard()
+	}
 	return nil
 }
 
@@ -134,19 +146,56 @@ func TestRevive_countsWhatTheDocumentDoesNotKnowYet(t *testing.T) {
 
 // Promises 6, 18: a client that names a session gets it back within the window; beyond it the session is ended.
 func TestReopen_respectsTheWindow(t *testing.T) {
-	p, r := newPast(t, 14*time.Minute)
-	require.NoError(t, r.Reopen(t.Context(), sid, "ann"))
-	assert.Empty(t, p.ended)
+	synctest.Test(t, func(t *testing.T) {
+		p, r := newPast(t, 14*time.Minute)
+		require.NoError(t, r.Reopen(t.Context(), sid, "ann"))
+		assert.Empty(t, p.ended)
+		assert.Zero(t, p.asked)
 
-	p, r = newPast(t, 16*time.Minute)
-	require.ErrorIs(t, r.Reopen(t.Context(), sid, "ann"), sessionstore.ErrEnded)
-	assert.Equal(t, []string{sid + " expired"}, p.ended)
+		p, r = newPast(t, 16*time.Minute)
+		require.ErrorIs(t, r.Reopen(t.Context(), sid, "ann"), sessionstore.ErrEnded)
+		assert.Equal(t, []string{sid + " expired"}, p.ended)
 
-	p, r = newPast(t, 0)
-	p.doc.Final = true
-	require.ErrorIs(t, r.Reopen(t.Context(), sid, "ann"), sessionstore.ErrEnded)
-	assert.Empty(t, p.rebuilt)
-	assert.Zero(t, p.read.Load(), "what ended yesterday costs one reading by id")
+		p, r = newPast(t, 0)
+		p.doc.Final = true
+		require.ErrorIs(t, r.Reopen(t.Context(), sid, "ann"), sessionstore.ErrEnded)
+		assert.Empty(t, p.rebuilt)
+		assert.Zero(t, p.read.Load(), "what ended yesterday costs one reading by id")
+	})
+}
+
+// Promises 6, 48: the user has said nothing for longer than the window, but is still there, on another replica that has
+// not found out yet that Redis has lost the session. It is not ended under that socket; who comes back joins it.
+func TestReopen_doesNotEndWhatSomebodyIsOn(t *testing.T) {
+	for name, late := range map[string]time.Duration{"at once": 0, "after a moment": time.Second} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p, r := newPast(t, time.Hour)
+				p.heard = func() {
+					time.AfterFunc(late, func() {
+						p.mu.Lock()
+						defer p.mu.Unlock()
+						p.live = &sessionstore.Session{ID: sid, UserID: "ann", Active: true}
+					})
+				}
+				require.NoError(t, r.Reopen(t.Context(), sid, "ann"))
+				assert.Equal(t, 1, p.asked)
+				assert.Empty(t, p.ended)
+				assert.Empty(t, p.rebuilt, "the other replica has")
+			})
+		})
+	}
+}
+
+// Who gives up while others are being asked is told that it is not known, and nothing is ended.
+func TestReopen_endsNothingForWhoHasGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, r := newPast(t, time.Hour)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		require.ErrorIs(t, r.Reopen(ctx, sid, "ann"), sessionstore.ErrArchive)
+		assert.Empty(t, p.ended)
+	})
 }
 
 // One that Redis has is left alone, whatever MongoDB says.
@@ -161,10 +210,14 @@ func TestReopen_leavesAloneWhatRedisHas(t *testing.T) {
 	assert.Empty(t, p.rebuilt)
 }
 
+func asItIs(r *Reviver) func(context.Context, string, string) error {
+	return func(ctx context.Context, sid, user string) error { return r.Load(ctx, sid, user, false) }
+}
+
 // Promise 3: a foreign session is not there.
 func TestRevive_doesNotFindForeignSessions(t *testing.T) {
 	p, r := newPast(t, 0)
-	for name, f := range map[string]func(context.Context, string, string) error{"revive": r.Revive, "reopen": r.Reopen, "load": r.Load} {
+	for name, f := range map[string]func(context.Context, string, string) error{"revive": r.Revive, "reopen": r.Reopen, "load": asItIs(r)} {
 		require.ErrorIs(t, f(t.Context(), sid, "bob"), sessionstore.ErrNotFound, name)
 	}
 	p.found = false
@@ -192,10 +245,33 @@ func TestRevive_tellsEachUserOnlyOfTheirOwn(t *testing.T) {
 func TestLoad_bringsBackWhatHasEnded(t *testing.T) {
 	p, r := newPast(t, 0)
 	p.doc.Final = true
-	require.NoError(t, r.Load(t.Context(), sid, "ann"))
+	require.NoError(t, r.Load(t.Context(), sid, "ann", false))
 	require.Len(t, p.rebuilt, 1)
 	assert.True(t, p.rebuilt[0].Final)
 	assert.Empty(t, p.published)
+}
+
+// Promise 48: one that nobody has ended can come back beside the active one only as if it had ended.
+func TestLoad_bringsBackAsEndedWhatNobodyHasEnded(t *testing.T) {
+	begun := time.Now().Add(-time.Hour)
+	for name, intervals := range map[string][]sessionstore.Interval{"first": nil, "again": {{Start: begun, End: begun.Add(time.Minute)}}} {
+		t.Run(name, func(t *testing.T) {
+			p, r := newPast(t, time.Minute)
+			p.doc.Session.Start, p.doc.Intervals = begun, intervals
+			last := p.doc.Session.LastActivity
+			require.NoError(t, r.Load(t.Context(), sid, "ann", true))
+			require.NoError(t, r.Load(t.Context(), sid, "ann", false))
+			require.Len(t, p.rebuilt, 2)
+			ended := p.rebuilt[0]
+			assert.True(t, ended.Final)
+			assert.False(t, ended.Session.Active)
+			assert.Equal(t, last, ended.Session.End)
+			assert.Equal(t, []sessionstore.Interval{{Start: begun, End: last}}, ended.Intervals)
+			assert.False(t, p.rebuilt[1].Final, "as it is")
+			assert.Equal(t, intervals, p.rebuilt[1].Intervals)
+			assert.Len(t, p.published, 1)
+		})
+	}
 }
 
 // What cannot be known is an error, and errors of Redis come through as they are.
@@ -251,15 +327,17 @@ func TestReopen_countsTheWindowByTheSharedClock(t *testing.T) {
 		{"beyond, by a slow clock", 10 * time.Minute, -10 * time.Minute, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			p, _ := newPast(t, c.last)
-			r, err := NewReviver(ReviveOptions{Live: redis{p}, Archive: p, Window: 15 * time.Minute, Clock: at(time.Now().Add(-c.fast))})
-			require.NoError(t, err)
-			err = r.Reopen(t.Context(), sid, "ann")
-			if c.ended {
-				require.ErrorIs(t, err, sessionstore.ErrEnded)
-				return
-			}
-			require.NoError(t, err)
+			synctest.Test(t, func(t *testing.T) {
+				p, _ := newPast(t, c.last)
+				r, err := NewReviver(ReviveOptions{Live: redis{p}, Archive: p, Window: 15 * time.Minute, Clock: at(time.Now().Add(-c.fast))})
+				require.NoError(t, err)
+				err = r.Reopen(t.Context(), sid, "ann")
+				if c.ended {
+					require.ErrorIs(t, err, sessionstore.ErrEnded)
+					return
+				}
+				require.NoError(t, err)
+			})
 		})
 	}
 }
@@ -268,7 +346,7 @@ func TestReopen_countsTheWindowByTheSharedClock(t *testing.T) {
 func TestLoad_endsNoSessionBeforeItsLastActivity(t *testing.T) {
 	p, r := newPast(t, time.Minute)
 	p.events = []sessionstore.Stored{stored(4, sessionstore.TypeEnded, time.Now().Add(-10*time.Minute))}
-	require.NoError(t, r.Load(t.Context(), sid, "ann"))
+	require.NoError(t, r.Load(t.Context(), sid, "ann", false))
 	require.Len(t, p.rebuilt, 1)
 	assert.Equal(t, p.doc.Session.LastActivity, p.rebuilt[0].Session.End)
 }

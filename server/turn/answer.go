@@ -26,7 +26,7 @@ func (r *Runner) work(ctx context.Context, current *run, sessionID string) (agai
 		return false
 	}
 	gctx, cancel := context.WithCancelCause(ctx)
-	defer r.hold(current, g.AnswerID, cancel)()
+	defer r.hold(current, &g, cancel)()
 	a := &answer{Runner: r, run: current, ctx: gctx, g: &g, cancel: cancel, begun: time.Now(), more: make(chan struct{}, 1), alive: time.Now()}
 	a.files = newTaking(gctx, r.opts.Files, sessionID)
 	defer a.files.cancel()
@@ -207,7 +207,9 @@ func (a *answer) sendChunks(ctx context.Context) {
 		err := a.retry(context.WithoutCancel(ctx), func(ctx context.Context) error {
 			return a.opts.Store.Chunk(ctx, a.g, text, reset)
 		})
-		if err != nil {
+		if err == nil {
+			a.confirmed()
+		} else {
 			a.mu.Lock()
 			a.broken = err
 			a.mu.Unlock()

@@ -100,6 +100,8 @@ func (a *answer) ask(ctx context.Context) (llm.Result, error) {
 // it is written down what those before it cost, as far as that is known by then.
 func (a *answer) stream(ctx context.Context, req llm.Request, lines []line) (llm.Result, error) {
 	before := a.g.Spent
+	about := map[string]string{}
+	a.todo.describe(about, a.g.Questions)
 	prompt := int64(total(lines) + perRequest)
 	if c, ok := a.opts.Catalog.(calibrated); ok {
 		prompt = int64(float64(prompt) * max(c.TokenFactor(req.Model), 0.1))
@@ -121,7 +123,7 @@ func (a *answer) stream(ctx context.Context, req llm.Request, lines []line) (llm
 			if calls > 0 && !refused(failed) {
 				a.g.Spent = a.g.Plus(sessionstore.Spent{Tokens: prompt, TokensIn: prompt, Estimated: true})
 			}
-			call := sessionstore.Call{ModelID: model, Prompt: prompt}
+			call := sessionstore.Call{ModelID: model, Prompt: prompt, About: about}
 			if err := a.retry(ctx, func(ctx context.Context) error { return a.opts.Store.Book(ctx, a.g, call) }); err != nil {
 				return err
 			}

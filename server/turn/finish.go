@@ -67,6 +67,8 @@ func (a *answer) leaseOf() *sessionstore.Generation {
 	return &sessionstore.Generation{SessionID: a.g.SessionID, AnswerID: a.g.AnswerID, Token: a.g.Token}
 }
 
+// confirmed notes that the store has prolonged the lease: by Renew or Chunk. That something else could be read or written
+// says nothing about how much longer it is held.
 func (a *answer) confirmed() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -93,7 +95,6 @@ func (a *answer) retry(ctx context.Context, call func(context.Context) error) er
 		err := call(cctx)
 		cancel()
 		if err == nil {
-			a.confirmed()
 			return nil
 		}
 		if !passing(err) {
@@ -155,14 +156,15 @@ func (a *answer) finish(ctx context.Context, result llm.Result, err error) (agai
 		meta[sessionstore.MetaLength] = "true"
 	case err == nil && result.Finish == llm.FinishFilter && (a.g.Text != "" || a.files.any()):
 		meta[sessionstore.MetaInterrupted] = filterWord
+	case err == nil && result.Paused:
+		// The provider's workflow waits for a person: what there is of the answer, also if that is nothing, is all that
+		// the model has to say, and nothing has failed.
+		meta[sessionstore.MetaPaused], meta[sessionstore.MetaHelp] = "true", offered
 	case err != nil, a.g.Text == "" && !a.files.any(), a.g.Text != "" && a.reset: // a reset that was never sent: it is an earlier text
 		a.failure(err, meta)
 	}
 	if lost := a.files.describe(meta); lost > 0 {
 		log.Warn("files of an answer were not kept", "files", lost)
-	}
-	if result.Paused { // the provider's workflow waits for a person
-		meta[sessionstore.MetaHelp] = offered
 	}
 	if by != a.g.ModelID && (a.g.Text != "" || a.files.any()) {
 		meta[sessionstore.MetaAnsweredBy] = a.nameOf(by)

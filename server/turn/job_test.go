@@ -212,6 +212,7 @@ func TestTurn_givesOtherAnswers(t *testing.T) {
 				assert.Equal(t, "w1 q1", f.finals[0].Metadata[sessionstore.MetaAnswers])
 				assert.Equal(t, c.answer, f.finals[0].Metadata[c.meta])
 				assert.Equal(t, "text", f.finals[0].Content, "only what is new")
+				assert.Equal(t, []map[string]string{f.finals[0].Metadata, f.finals[1].Metadata}, f.about, "known before the call, in case it is cut")
 				assert.Equal(t, c.prompt, flat(rec.got[0].Messages))
 				assert.Equal(t, c.continues, rec.got[0].Continue)
 				assert.Equal(t, "q2", f.finals[1].Metadata[sessionstore.MetaAnswers], "a message is a turn of its own")

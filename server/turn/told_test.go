@@ -74,8 +74,12 @@ func TestTurn_tellsWhatItTries(t *testing.T) {
 // errOther is the failure of a model that was asked in place of the chosen one.
 var errOther = &llm.Error{Kind: llm.KindServer, Provider: "other"}
 
+// errPaused stands for an app that waits for a person, which is no error.
+var errPaused = errors.New("paused")
+
 // Feature: chat-application-websocket, Property 29 (Promise 29): a failure says what can be done about it. After the
-// first words the partial is kept and can be continued; before them a person is offered.
+// first words the partial is kept and can be continued; before them a person is offered. An app that waits for a person
+// has not failed.
 func TestTurn_saysWhatCanBeDoneAboutAFailure(t *testing.T) {
 	for name, c := range map[string]struct {
 		text string
@@ -90,6 +94,8 @@ func TestTurn_saysWhatCanBeDoneAboutAFailure(t *testing.T) {
 		"nothing said":            {"", nil, map[string]string{"failed": "LLM_UNAVAILABLE", "help": "offered"}},
 		"our own mistake":         {"", errors.New("a defect"), map[string]string{"failed": "LLM_UNAVAILABLE"}},
 		"a whole answer":          {"text", nil, map[string]string{}},
+		"nothing, for a person":   {"", errPaused, map[string]string{"paused": "true", "help": "offered"}},
+		"a word, for a person":    {"wait", errPaused, map[string]string{"paused": "true", "help": "offered"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -103,6 +109,9 @@ func TestTurn_saysWhatCanBeDoneAboutAFailure(t *testing.T) {
 					}
 					if errors.Is(c.err, errOther) {
 						return llm.Result{Model: "other"}, c.err
+					}
+					if errors.Is(c.err, errPaused) {
+						return llm.Result{Finish: llm.FinishStop, Paused: true}, nil
 					}
 					return llm.Result{Finish: llm.FinishStop}, c.err
 				}})
@@ -307,4 +316,32 @@ func TestTurn_doesNotWaitForFilesWhenStopped(t *testing.T) {
 		require.True(t, there)
 		assert.Equal(t, "true", final.Metadata[sessionstore.MetaStopped])
 	})
+}
+
+// A join or an end that the bus brings late is older than the generation that runs by then: it ended another one.
+func TestSignal_thatIsOlderThanTheGenerationIsIgnored(t *testing.T) {
+	for _, typ := range []string{sessionstore.TypeAdminJoin, sessionstore.TypeEnded} {
+		t.Run(typ, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := &fakeStore{events: []sessionstore.Event{question("q1"), reply("a1", "q1"), {Header: sessionstore.Header{Type: typ}, Seq: 3}}}
+				f.ask("q2", "and now?") // seq 4
+				r, stop := start(t, f, words(time.Second, "a", "b", "c"))
+				defer stop()
+				r.Start(sid)
+				pass(1500 * time.Millisecond)
+				r.Signal(sessionstore.Message{SessionID: sid, Type: typ, Seq: 3})
+				pass(time.Minute)
+				final, there := f.final()
+				require.True(t, there)
+				assert.Equal(t, "abc", final.Content)
+
+				f.ask("q3", "more")
+				r.Start(sid)
+				pass(1500 * time.Millisecond)
+				r.Signal(sessionstore.Message{SessionID: sid, Type: typ, Seq: 99})
+				pass(time.Minute)
+				assert.Len(t, f.finals, 1, "a newer one takes effect at once")
+			})
+		})
+	}
 }

@@ -102,6 +102,7 @@ type Runner struct {
 type run struct {
 	again    bool   // asked for once more while working
 	answerID string // of the generation held now, empty between generations
+	upTo     int64  // seq of the newest event when that was acquired
 	putBack  string // id of the answer that was last put back from MongoDB; used by the turn alone
 	cancel   context.CancelCauseFunc
 }
@@ -208,7 +209,12 @@ func (r *Runner) Signal(m sessionstore.Message) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	run := r.running[m.SessionID]
-	if run == nil || run.cancel == nil || m.Type == sessionstore.TypeStop && !aims(m, run.answerID) {
+	switch {
+	case run == nil || run.cancel == nil:
+		return
+	case m.Type == sessionstore.TypeStop && !aims(m, run.answerID):
+		return
+	case m.Seq > 0 && m.Seq <= run.upTo: // it came late, and ended an earlier generation
 		return
 	}
 	run.cancel(cause)
@@ -221,13 +227,13 @@ func aims(stop sessionstore.Message, answerID string) bool {
 }
 
 // hold notes the generation that is being produced, so that Signal can reach it; release forgets it.
-func (r *Runner) hold(current *run, answerID string, cancel context.CancelCauseFunc) (release func()) {
+func (r *Runner) hold(current *run, g *sessionstore.Generation, cancel context.CancelCauseFunc) (release func()) {
 	r.mu.Lock()
-	current.answerID, current.cancel = answerID, cancel
+	current.answerID, current.upTo, current.cancel = g.AnswerID, g.UpTo, cancel
 	r.mu.Unlock()
 	return func() {
 		r.mu.Lock()
-		current.answerID, current.cancel = "", nil
+		current.answerID, current.upTo, current.cancel = "", 0, nil
 		r.mu.Unlock()
 		cancel(nil)
 	}

@@ -38,6 +38,7 @@ type fakeStore struct {
 	published []sessionstore.Event
 	deltas    []string
 	booked    int
+	about     []map[string]string // of each call
 	released  int
 	away      int // so many writes answer ErrAway, half of them after taking effect
 	onChunk   func(n int)
@@ -126,6 +127,7 @@ func (f *fakeStore) Book(_ context.Context, g *sessionstore.Generation, c sessio
 	}
 	return f.fenced(g, func() {
 		f.booked++
+		f.about = append(f.about, c.About)
 		f.settled = g.Spent
 		g.Calls++
 		f.ended = false

@@ -136,6 +136,26 @@ func (s *Store) Publish(ctx context.Context, ev sessionstore.Event) error {
 	return nil
 }
 
+// AskResync tells all replicas that take part in a session to read it again, also if Redis does not have it: those
+// that have sockets on it bring it back then. Errors: ErrNotFound (not a session id), ErrAway.
+func (s *Store) AskResync(ctx context.Context, sid string) error {
+	p, err := s.part(sid)
+	if err != nil {
+		return err
+	}
+	h := sessionstore.Header{Type: sessionstore.TypeResync, SessionID: sid, Sender: sessionstore.SenderSystem}.Fragment()
+	payload := fmt.Sprintf("- 0 %d %s", len(h), h) // see parseRecord; there is no epoch, and nothing sealed
+	if s.sharded {
+		err = s.client.SPublish(ctx, p.channel(sid), payload).Err()
+	} else {
+		err = s.client.Publish(ctx, p.channel(sid), payload).Err()
+	}
+	if err != nil {
+		return fmt.Errorf("ask for resync of session %s: %w", sid, redisError(err))
+	}
+	return nil
+}
+
 // Readmit writes an event again that this replica has written and Redis has lost since; one that is there is a
 // duplicate. It asks for no token, since that is lost as well. A join takes the session for its admin again and is
 // refused with ErrAssisted if somebody else holds it by now; a leave gives up the hold that it names, if that is still

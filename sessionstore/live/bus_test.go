@@ -99,6 +99,13 @@ func content(t *testing.T, m sessionstore.Message) string {
 	return ev.Content
 }
 
+func mustPart(t *testing.T, s *Store, sid string) partition {
+	t.Helper()
+	p, err := s.part(sid)
+	require.NoError(t, err)
+	return p
+}
+
 const patience = 5 * time.Second
 
 // Promise 12: order is preserved.
@@ -119,6 +126,21 @@ func TestBus_deliversWhatIsPublishedAfterSubscribeReturned(t *testing.T) {
 		require.Eventually(t, func() bool { return s.pl.seen(sid) == seq }, patience, time.Millisecond)
 		require.Zero(t, h.resynced(sid), "nothing was lost")
 	}
+}
+
+// Beyond B2: whoever takes part in a session that Redis has lost can be asked to bring it back.
+func TestAskResync_reachesASessionThatIsLost(t *testing.T) {
+	s := newTestStore(t, nil)
+	h := runBus(t, s)
+	sid := newSession(t, s)
+	require.NoError(t, s.Subscribe(t.Context(), sid))
+	require.NoError(t, s.client.Del(t.Context(), mustPart(t, s, sid).session(sid).hash()).Err())
+	other := beside(t, s, "r2")
+	require.NoError(t, other.AskResync(t.Context(), sid))
+	require.Eventually(t, func() bool { return len(h.of(sid)) == 1 }, patience, time.Millisecond)
+	assert.Equal(t, sessionstore.TypeResync, h.of(sid)[0].Type)
+	assert.Zero(t, s.pl.seen(sid), "it is no event of the session")
+	require.ErrorIs(t, other.AskResync(t.Context(), "nonsense"), sessionstore.ErrNotFound)
 }
 
 // Promise 12: order is preserved.

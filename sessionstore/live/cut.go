@@ -121,8 +121,8 @@ func (s *Store) settle(ctx context.Context, sid string) error {
 	return err
 }
 
-// partial seals what was shown of an answer (its gen hash and chunks) as an event of its own, empty if nothing was, and
-// tells what the answer cost.
+// partial seals what was shown of an answer (its gen hash and chunks) as an event of its own, empty if nothing was, that
+// says what it is about as its final would have, and tells what the answer cost.
 func (s *Store) partial(ctx context.Context, sid string, g map[string]string, chunks reply, why string) (sealedEvent, sessionstore.Spent, error) {
 	text, late, err := s.openChunks(ctx, sid, g["aid"], chunks, g["ba"])
 	spent := s.spent(g, late)
@@ -133,14 +133,20 @@ func (s *Store) partial(ctx context.Context, sid string, g map[string]string, ch
 	if err != nil {
 		return sealedEvent{}, spent, err
 	}
+	meta := map[string]string{
+		sessionstore.MetaInterrupted: why,
+		sessionstore.MetaAnswers:     strings.Join(strings.Fields(g["q"]), " "),
+	}
+	for pair := range strings.Lines(g["ab"]) { // see subject
+		if name, value, ok := strings.Cut(strings.TrimSuffix(pair, "\n"), "="); ok {
+			meta[name] = value
+		}
+	}
 	return sealEvent(key, sessionstore.Event{
 		Header: sessionstore.Header{
 			Type: sessionstore.TypeAIResponse, SessionID: sid, MessageID: g["aid"], Sender: sessionstore.SenderAI,
 			ModelID: g["model"], Spent: spent,
 		},
-		Body: sessionstore.Body{Content: text, Metadata: map[string]string{
-			sessionstore.MetaInterrupted: why,
-			sessionstore.MetaAnswers:     strings.Join(strings.Fields(g["q"]), " "),
-		}},
+		Body: sessionstore.Body{Content: text, Metadata: meta},
 	}), spent, nil
 }

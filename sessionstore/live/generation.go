@@ -191,7 +191,8 @@ func (s *Store) Release(ctx context.Context, g *sessionstore.Generation) error {
 }
 
 // Stop asks the producer of the running answer to stop; it learns of it from Renew, Chunk or the published event at
-// once. If target is not empty and another answer runs, or none, nothing happens. Errors: ErrNotFound, ErrAway.
+// once. If none runs yet, but one is owed, whoever begins it learns of it from Book. If target is not empty and another
+// answer runs, or none, nothing happens. Errors: ErrNotFound, ErrAway.
 func (s *Store) Stop(ctx context.Context, sid, target string) error {
 	p, err := s.part(sid)
 	if err == nil {
@@ -199,7 +200,7 @@ func (s *Store) Stop(ctx context.Context, sid, target string) error {
 		h := sessionstore.Header{
 			Type: sessionstore.TypeStop, SessionID: sid, Sender: sessionstore.SenderUser, Target: target,
 		}.Fragment()
-		_, err = s.run(ctx, s.sc.stop, []string{k.hash(), k.gen()}, p.channel(sid), s.publishCommand(), target, h, "")
+		_, err = s.run(ctx, s.sc.stop, []string{k.hash(), k.gen(), k.ask()}, p.channel(sid), s.publishCommand(), target, h, "")
 	}
 	if err != nil {
 		return fmt.Errorf("stop answer in session %s: %w", sid, err)

@@ -322,6 +322,95 @@ func TestCut_partialPrecedesItsCause(t *testing.T) {
 	require.ErrorIs(t, err, sessionstore.ErrAssisted)
 }
 
+// A stop that comes between the question and whoever begins to answer is kept: the answer ends before a model is asked.
+// It is for what was asked before it, and for nothing later.
+func TestStop_beforeAnybodyHasBegun(t *testing.T) {
+	s := newTestStore(t, nil)
+	ctx := testContext(t)
+	sid := openSession(t, s, "u1")
+	require.NoError(t, s.Stop(ctx, sid, ""), "nothing is owed: nothing to stop")
+	call := sessionstore.Call{ModelID: "gpt", Prompt: 1}
+	stopped := func(want bool) {
+		t.Helper()
+		g, err := s.Acquire(ctx, sid)
+		require.NoError(t, err)
+		if err = s.Book(ctx, &g, call); want {
+			require.ErrorIs(t, err, sessionstore.ErrStopped)
+		} else {
+			require.NoError(t, err)
+		}
+		_, _, err = s.Finish(ctx, &g, finalEvent(g))
+		require.NoError(t, err)
+	}
+	ask(t, s, sid, "one")
+	stopped(false)
+	ask(t, s, sid, "two")
+	require.NoError(t, s.Stop(ctx, sid, ""))
+	stopped(true)
+	ask(t, s, sid, "three")
+	stopped(false)
+	ask(t, s, sid, "four")
+	require.NoError(t, s.Stop(ctx, sid, ""))
+	ask(t, s, sid, "five, after all")
+	stopped(false)
+	ask(t, s, sid, "six")
+	require.NoError(t, s.Stop(ctx, sid, "another answer"))
+	stopped(false)
+}
+
+// Beyond B11: what was shown of an answer that was to take another's place, or to go on after it, says so like its final
+// would have, whatever cuts it. The next answer begins without that.
+func TestCut_partialSaysWhatItIsAbout(t *testing.T) {
+	for name, cut := range map[string]func(t *testing.T, s *Store, sid, past string){
+		"join": func(t *testing.T, s *Store, sid, _ string) {
+			_, err := s.Cut(testContext(t), joinEvent(sid), &Hold{AdminID: "a1", Name: "Eve"})
+			require.NoError(t, err)
+		},
+		"end": func(t *testing.T, s *Store, sid, _ string) {
+			require.NoError(t, s.End(testContext(t), sid, "explicit", ""))
+		},
+		"another session": func(t *testing.T, s *Store, _, past string) {
+			_, err := s.Activate(testContext(t), "u1", past, true)
+			require.NoError(t, err)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newTestStore(t, nil)
+			ctx := testContext(t)
+			past := openSession(t, s, "u1")
+			require.NoError(t, s.End(ctx, past, "explicit", ""))
+			sid := openSession(t, s, "u1")
+			wish := ask(t, s, sid, "")
+			g, err := s.Acquire(ctx, sid)
+			require.NoError(t, err)
+			about := map[string]string{sessionstore.MetaAnswers: wish + " q1 q2", sessionstore.MetaReplaces: "a1", sessionstore.MetaContinues: "a0"}
+			require.NoError(t, s.Book(ctx, &g, sessionstore.Call{ModelID: "gpt", Prompt: 7, About: about}))
+			require.NoError(t, s.Chunk(ctx, &g, "half", false))
+			cut(t, s, sid, past)
+			events := transcript(t, s, sid)
+			about[sessionstore.MetaInterrupted] = events[len(events)-1].Type
+			assert.Equal(t, about, events[len(events)-2].Metadata)
+		})
+	}
+
+	s := newTestStore(t, nil)
+	ctx := testContext(t)
+	sid := openSession(t, s, "u1")
+	ask(t, s, sid, "first")
+	g, err := s.Acquire(ctx, sid)
+	require.NoError(t, err)
+	require.NoError(t, s.Book(ctx, &g, sessionstore.Call{ModelID: "gpt", About: map[string]string{sessionstore.MetaReplaces: "a1"}}))
+	_, _, err = s.Finish(ctx, &g, finalEvent(g))
+	require.NoError(t, err)
+	q := ask(t, s, sid, "second")
+	g, err = s.Acquire(ctx, sid)
+	require.NoError(t, err)
+	require.NoError(t, s.Chunk(ctx, &g, "half", false))
+	require.NoError(t, s.End(ctx, sid, "explicit", ""))
+	events := transcript(t, s, sid)
+	assert.Equal(t, map[string]string{sessionstore.MetaInterrupted: "session_ended", sessionstore.MetaAnswers: q}, events[len(events)-2].Metadata)
+}
+
 func TestSettle_finishesACutThatWasLeftBehind(t *testing.T) {
 	s := newTestStore(t, nil)
 	ctx := testContext(t)

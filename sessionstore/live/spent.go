@@ -33,7 +33,7 @@ func (s *Store) book(ctx context.Context, g *sessionstore.Generation, c sessions
 	}
 	k := p.session(g.SessionID)
 	r, err := s.run(ctx, s.sc.book, []string{k.gen(), k.hash(), p.spent(f.user)},
-		g.Token, g.Calls+1, c.ModelID, c.Prompt, settled(g.Spent), s.o.TokensPerDay)
+		g.Token, g.Calls+1, c.ModelID, c.Prompt, settled(g.Spent), s.o.TokensPerDay, subject(c.About))
 	if errors.Is(err, sessionstore.ErrBudget) {
 		return &sessionstore.BudgetError{Wait: time.Duration(r.num(1)) * time.Millisecond}
 	}
@@ -55,6 +55,19 @@ func (s *Store) CheckBudget(ctx context.Context, userID string) error {
 	}
 	return nil
 }
+
+// subject is what an answer is about, as gen has it: pairs of a name and a value, which holds no '\n'.
+func subject(about map[string]string) string {
+	var pairs []string
+	for _, name := range subjects {
+		if v := about[name]; v != "" {
+			pairs = append(pairs, name+"="+v)
+		}
+	}
+	return strings.Join(pairs, "\n")
+}
+
+var subjects = [...]string{sessionstore.MetaAnswers, sessionstore.MetaReplaces, sessionstore.MetaContinues}
 
 // settled is what calls that have ended cost, as gen has it.
 func settled(u sessionstore.Spent) string {

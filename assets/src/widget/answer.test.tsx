@@ -170,6 +170,20 @@ describe('an answer', () => {
     expect(button(text.regenerate)?.getAttribute('title')).toBe(text.regenerate);
   });
 
+  test('that waits for a person says so, with words of its own or without, and offers one while it is the last word', async () => {
+    for (const content of ['', 'One moment.']) {
+      await show(question, said({ paused: 'true', help: 'offered' }, content));
+      expect(words('.row.ai .text')).toEqual(content ? [content] : []);
+      expect(words('.card')).toEqual([text.paused + text.askPerson]);
+      expect(words('.card.danger')).toEqual([]);
+    }
+    await press(text.askPerson);
+    expect(last('help_request')).toEqual({ type: 'help_request', message_id: expect.any(String) });
+    expect(words('.card')).toEqual([text.paused + text.askingPerson]);
+    await show(question, said({ paused: 'true', help: 'offered' }), wire.event(4, 'user_message', 'q2', { content: 'well?' }));
+    expect(words('.card')).toEqual([text.paused]);
+  });
+
   test('that is asked for anew makes way for dots and then for the new one, and can be read still', async () => {
     await show(question, said({}, 'old'));
     await press(text.regenerate);

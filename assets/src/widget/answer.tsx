@@ -27,6 +27,7 @@ export function Final({ said, again, page }: { said: Said; again: Again | null; 
   return (
     <Ai content={said.text} stamp={said.last.timestamp} earlier={said.earlier}>
       <Files parts={said.parts} />
+      {metadata['paused'] && <Paused metadata={metadata} offers={offers} page={page} />}
       {metadata['failed'] && <Failure key={said.last.messageId} said={said} offers={offers} page={page} />}
       {(word || by || offers?.regenerate) && (
         <p class="foot">
@@ -101,7 +102,21 @@ function Failure({ said, offers, page }: { said: Said; offers: Offers | null; pa
   );
 }
 
-/** A person instead of a model that cannot be had. */
+/** An answer that waits for a person, who can be asked for while it is the last thing that happened. */
+function Paused({ metadata, offers, page }: { metadata: Metadata; offers: Offers | null; page: Page }) {
+  return (
+    <div class="card">
+      <span>{text.paused}</span>
+      {offers && metadata['help'] === 'offered' && (
+        <span class="asks">
+          <Help page={page} />
+        </span>
+      )}
+    </div>
+  );
+}
+
+/** A person in place of a model that cannot be had, or for one that waits for a person. */
 function Help({ page }: { page: Page }) {
   switch (page.help.value) {
     case 'possible':

@@ -65,6 +65,7 @@ export const text = {
   regenerate: 'Answer again',
   earlier: (n: number): string => (n === 1 ? 'Earlier answer' : `${n} earlier answers`),
   notPossible: 'That is not possible any more.',
+  paused: 'The assistant needs a person to go on.',
   askPerson: 'Ask a person',
   askingPerson: 'Asking for a person…',
   noPerson: 'A person cannot be asked here.',

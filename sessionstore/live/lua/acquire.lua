@@ -70,6 +70,8 @@ for i = 1, #ask, 2 do
 end
 call('HSET', S.gen, 'aid', ARGV[8], 'state', 'run', 'tok', ARGV[9], 'attempt', '1', 'chunk', '0',
   'q', table.concat(questions, ' '), 'qn', table.concat(seqs, ' '), 'upto', int(S.s), 'calls', '0', 'tko', '0')
-call('HDEL', S.gen, 'stop', 'model', 'pe', 'ba', 'sn', 'su', 'ck', 'cid', 'ch', 'cc', 'cw')
+call('HDEL', S.gen, 'stop', 'model', 'pe', 'ba', 'sn', 'su', 'ab', 'ck', 'cid', 'ch', 'cc', 'cw')
 call('DEL', S.gc)
+-- The user has asked to stop before anybody began, and has asked nothing since: it ends as it stands.
+if tonumber(seqs[#seqs]) <= tonumber(call('HGET', S.key, 'sq') or 0) then call('HSET', S.gen, 'stop', '1') end
 return answer(table.concat(seqs, ' '))
