@@ -227,7 +227,7 @@ drain_timeout = "4s"
 		upstreams = append(upstreams, fmt.Sprintf("127.0.0.1:%d", port))
 	}
 	c.nginx = rigtest.Nginx(t, upstreams...)
-	c.archive, err = archive.New(archive.Options{URI: fmt.Sprintf("mongodb://127.0.0.1:%d", c.mongoPort)})
+	c.archive, err = archive.New(archive.Options{URI: fmt.Sprintf("mongodb://127.0.0.1:%d", c.mongoPort), Timeout: time.Minute})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = c.archive.Close(context.Background()) })
 	c.client = redis.NewClient(&redis.Options{Addr: fmt.Sprintf("127.0.0.1:%d", c.redisPort)})
@@ -426,7 +426,7 @@ func goroutines(t testing.TB, addr string) int {
 // readTranscript reads a session out of MongoDB alone, as somebody would who has the keyset.
 func (c *cluster) readTranscript(sessionID string) ([]sessionstore.Event, error) {
 	h := &chat.History{Live: nothing{}, Stored: c.archive, Keys: c.keyring}
-	page, err := h.Page(c.t.Context(), sessionID, 0, 10000)
+	page, err := h.Page(c.t.Context(), sessionID, 0, 100_000)
 	return page.Events, err
 }
 
