@@ -86,7 +86,7 @@ faults: ## every fault in full length, on demand (RUN=regexp picks tests)
 	@scripts/faults.sh full
 
 .PHONY: faults-short
-faults-short: ## every fault with shortened clocks, on demand (RUN=regexp picks tests)
+faults-short: ## every fault with shortened clocks, as make test runs them (RUN=regexp picks tests)
 	@scripts/faults.sh short
 
 .PHONY: chaos
