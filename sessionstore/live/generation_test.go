@@ -363,13 +363,16 @@ func TestStop_beforeAnybodyHasBegun(t *testing.T) {
 func TestCut_partialSaysWhatItIsAbout(t *testing.T) {
 	for name, cut := range map[string]func(t *testing.T, s *Store, sid, past string){
 		"join": func(t *testing.T, s *Store, sid, _ string) {
+			t.Helper()
 			_, err := s.Cut(testContext(t), joinEvent(sid), &Hold{AdminID: "a1", Name: "Eve"})
 			require.NoError(t, err)
 		},
 		"end": func(t *testing.T, s *Store, sid, _ string) {
+			t.Helper()
 			require.NoError(t, s.End(testContext(t), sid, "explicit", ""))
 		},
 		"another session": func(t *testing.T, s *Store, _, past string) {
+			t.Helper()
 			_, err := s.Activate(testContext(t), "u1", past, true)
 			require.NoError(t, err)
 		},
