@@ -15,8 +15,9 @@ import (
 )
 
 const (
-	// maxInsert documents and about maxInsertBytes go to MongoDB at once: little enough for the timeout of one operation.
-	maxInsert      = 1000
+	// maxInsert documents and about maxInsertBytes go to MongoDB at once: little enough for the timeout of one operation,
+	// also where one document takes 20 ms. A batch that never comes through in time would hold up all that follow it.
+	maxInsert      = 200
 	maxInsertBytes = 8 << 20
 	// maxDocument is MongoDB's limit of 16 MiB, less what it adds itself.
 	maxDocument = 16<<20 - 16<<10
