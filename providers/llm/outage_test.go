@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
 )
 
 // Beyond F24: with every provider down there is a typed error at once, which says when to come back, one alert for each model,
@@ -36,7 +37,7 @@ func TestEveryProviderDown_typedErrorAtOnce(t *testing.T) {
 			require.Zero(t, o.books, "nothing leaves")
 		}
 		require.Zero(t, time.Since(start))
-		require.Equal(t, before, runtime.NumGoroutine())
+		require.LessOrEqual(t, runtime.NumGoroutine(), before)
 		require.Len(t, alerts, 2)
 	})
 }
@@ -51,7 +52,7 @@ func TestEveryProviderDown_overTheNetwork(t *testing.T) {
 			for range defaultFailures {
 				require.Contains(t, []Kind{KindOverloaded, KindNetwork}, ask(t.Context(), s, "!error 503").kind())
 			}
-			before := runtime.NumGoroutine()
+			before := goleak.IgnoreCurrent()
 			var wg sync.WaitGroup
 			for range 200 {
 				wg.Go(func() {
@@ -61,7 +62,7 @@ func TestEveryProviderDown_overTheNetwork(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			require.LessOrEqual(t, runtime.NumGoroutine(), before)
+			goleak.VerifyNone(t, before) // which waits for those that are on their way out
 		})
 	}
 }

@@ -119,7 +119,8 @@ func TestAdapters_understandAServerThatIsNotOurs(t *testing.T) {
 
 func newSet(t *testing.T, c llm.Config) *llm.Set {
 	t.Helper()
-	set, err := llm.NewSet(llm.SetOptions{Providers: []llm.Config{c}, Attempts: 1})
+	// One failure after the other is asked for here: the breaker must not spare the server any.
+	set, err := llm.NewSet(llm.SetOptions{Providers: []llm.Config{c}, Attempts: 1, BreakerOpen: 1})
 	require.NoError(t, err)
 	t.Cleanup(set.Close)
 	return set
