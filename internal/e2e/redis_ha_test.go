@@ -32,6 +32,7 @@ func TestSentinel_failover(t *testing.T) {
 	c := start(t, options{redisURL: s.URL(), chatbox: unlimited})
 	cr := c.talk(9, nil)
 	probes := c.probes(3, func(string) bool { return true })
+	cr.known()
 	for range inCI(3, 10) {
 		old, err := s.Primary(t.Context())
 		require.NoError(t, err)
@@ -114,6 +115,7 @@ func TestRedisCluster_primaryDiesAndSlotsMove(t *testing.T) {
 	cc := redis.NewClusterClient(&redis.ClusterOptions{Addrs: addrs(nodes)})
 	t.Cleanup(func() { _ = cc.Close() })
 	cr := c.talk(12, nil)
+	cr.known()
 	homes := func() map[string]string {
 		cc.ReloadState(t.Context())
 		out := map[string]string{}

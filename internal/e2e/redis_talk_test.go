@@ -257,6 +257,18 @@ func (cr *crowd) progress(n int, limit time.Duration, otherwise string) time.Dur
 	return first.Sub(start)
 }
 
+// known waits until MongoDB knows everybody's session. One that it does not know is lost with a Redis that has not
+// replicated it yet, and its user begins another one: the guarantees say so, and what is tested here is what comes after.
+func (cr *crowd) known() {
+	cr.t.Helper()
+	for _, u := range cr.users {
+		require.Eventually(cr.t, func() bool {
+			doc, found, err := cr.c.archive.Session(cr.t.Context(), u.session())
+			return err == nil && found && doc.Session.UserID == u.id
+		}, 20*time.Second, 20*time.Millisecond, "MongoDB does not know the session of %s", u.id)
+	}
+}
+
 // end lets everybody finish their last question.
 func (cr *crowd) end() {
 	select {
