@@ -31,6 +31,6 @@ chaos)
   ;;
 esac
 
-if step "$1, log in $log" bash -c 'set -o pipefail; log=$1; shift; go test -tags faults -count=1 -v "$@" ./internal/e2e | tee "$log" | grep -E --line-buffered "^(=== RUN|--- |FAIL|ok|PASS|panic)|_test.go:[0-9]+: [^ ]"' - "$log" "${args[@]}"; then
+if step "$1, log in $log" bash -c 'set -o pipefail; log=$1; shift; go test -tags faults -count=1 -v "$@" ./internal/e2e | tee "$log" | grep -E --line-buffered "^(=== RUN|--- |FAIL|ok|PASS|panic)|_test.go:[0-9]+: ?[^ ]|^ +(Error Trace|Error|Messages):"' - "$log" "${args[@]}"; then
   printf '\nfigures and seeds: %s\n' "$log"
 fi

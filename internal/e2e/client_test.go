@@ -76,6 +76,8 @@ type user struct {
 	dups      int
 	running   map[string]*running
 	begun     map[string]time.Time // "answer/attempt" -> when its first chunk was seen
+	grew      map[string]time.Time // answer -> when its newest chunk was seen
+	still     time.Duration        // longest that the text of an answer stood still before another attempt
 	assisted  bool                 // a person has the session: the AI must be silent
 	ignoreAck func() bool          // acks that never reach the code above the socket; nil: none
 	frames    []frame              // everything else: pongs, errors, loading
@@ -99,7 +101,7 @@ type running struct {
 }
 
 func newUser(id, token string) *user {
-	return &user{id: id, token: token, own: map[string]string{}, texts: map[string]string{}, shown: map[string]int64{}, acked: map[string]int64{}, running: map[string]*running{}, begun: map[string]time.Time{}, changed: make(chan struct{})}
+	return &user{id: id, token: token, own: map[string]string{}, texts: map[string]string{}, shown: map[string]int64{}, acked: map[string]int64{}, running: map[string]*running{}, begun: map[string]time.Time{}, grew: map[string]time.Time{}, changed: make(chan struct{})}
 }
 
 func (u *user) fault(format string, args ...any) {
@@ -346,7 +348,11 @@ func (u *user) chunkOf(f frame) {
 	}
 	if key := fmt.Sprintf("%s/%d", f.MessageID, f.Attempt); u.begun[key].IsZero() {
 		u.begun[key] = time.Now()
+		if at := u.grew[f.MessageID]; !at.IsZero() {
+			u.still = max(u.still, time.Since(at))
+		}
 	}
+	u.grew[f.MessageID] = time.Now()
 	u.chunks++
 	if f.First > 0 {
 		u.merged++

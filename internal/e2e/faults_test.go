@@ -175,10 +175,20 @@ func TestDrain_handsSocketsAndAnswersOver(t *testing.T) {
 	u := newUser("ann", c.token("ann"))
 	require.NoError(t, u.connect(t.Context(), c.direct(0)))
 	require.NoError(t, u.untilLive(t.Context()))
+	viewer := newUser("ann", u.token) // her second tab, on the other replica, sees how long the text stands still
+	require.NoError(t, viewer.connect(t.Context(), c.direct(1)))
+	require.NoError(t, viewer.untilLive(t.Context()))
 	id, err := u.send(t.Context(), "!tokens 60 50")
 	require.NoError(t, err)
 	require.NoError(t, u.until(t.Context(), 10*time.Second, "chunks", func() bool { return len(u.running) == 1 }))
 	require.NoError(t, c.replicas[0].Signal(syscall.SIGTERM))
+	require.NoError(t, viewer.untilAnswered(t.Context(), id, 20*time.Second))
+	viewer.mu.Lock()
+	still := viewer.still
+	viewer.mu.Unlock()
+	require.NotZero(t, still, "the answer was not handed over, the replica finished it")
+	t.Logf("the text stood still for %v", still.Round(time.Millisecond))
+	assert.Less(t, still, time.Second) // nobody waits for a lease to lapse: that takes 10 s
 	<-u.done
 	assert.EqualValues(t, 1012, u.closed)
 	hint := u.last("connection_status")

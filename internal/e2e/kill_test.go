@@ -309,7 +309,7 @@ func TestKill_atRandom(t *testing.T) {
 		}
 	}
 	cr.check()
-	reportGaps(t, gaps, 6*time.Second)
+	reportGaps(t, gaps, inCI(6*time.Second, 3*time.Second)) // B1; the short run shares its machine with others
 }
 
 // growing returns the answers that somebody of the crowd sees growing, with the attempt they are at.

@@ -259,7 +259,7 @@ func TestHerd_resumesWithoutMongoDB(t *testing.T) {
 	c := start(t, options{chatbox: unlimited})
 	guests := c.guests(inCI(200, 2000), inCI(20, 100), 40, 50*time.Millisecond)
 	talkers := guests[:inCI(20, 100)]
-	ctx, cancel := context.WithTimeout(t.Context(), inCI(90*time.Second, 5*time.Minute))
+	ctx, cancel := context.WithTimeout(t.Context(), inCI(90*time.Second, 20*time.Minute))
 	defer cancel()
 	everybody := func(of []*guest, f func(*guest)) {
 		var wg sync.WaitGroup
@@ -318,5 +318,7 @@ func TestHerd_resumesWithoutMongoDB(t *testing.T) {
 	}
 	c.startMongo()
 	c.caughtUp(2*time.Second, 60*time.Second)
+	compared := time.Now()
 	checkGuests(t, c, guests)
+	t.Logf("%d transcripts compared in %v", len(guests), time.Since(compared).Round(time.Second))
 }

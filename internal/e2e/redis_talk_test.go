@@ -9,7 +9,6 @@ import (
 	"io"
 	"maps"
 	"net"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -21,17 +20,6 @@ import (
 
 	"github.com/real-rm/chatbox/sessionstore"
 )
-
-// full says that the long variants were asked for (make faults).
-func full() bool { return os.Getenv("CHATBOX_FAULTS") == "full" }
-
-// inCI picks the short or the long value.
-func inCI[T any](short, long T) T {
-	if full() {
-		return long
-	}
-	return short
-}
 
 // crowd is users who talk all the time while something goes wrong. Like real clients they send again what was
 // refused or not acknowledged, ping when nothing comes, and reconnect; unlike them they check every frame.

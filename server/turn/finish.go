@@ -190,6 +190,8 @@ func (a *answer) finish(ctx context.Context, result llm.Result, err error) (agai
 	case ferr != nil:
 		log.Warn("answer not finished", "error", ferr.Error())
 		return false
+	case at.Duplicate: // by whoever has taken it over, or by an earlier try whose reply was lost
+		log.Info("answer was finished before")
 	case err != nil && meta[sessionstore.MetaFailed] == budgetCode:
 		log.Info("answer refused: no tokens left")
 	case err != nil && meta[sessionstore.MetaFailed] != "":
