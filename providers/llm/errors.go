@@ -31,9 +31,6 @@ const (
 	KindUnavailable   Kind = "unavailable"    // not asked: the model has done nothing but fail just now, see Unwrap for how
 )
 
-// ErrUnavailable marks provider types that the settings may name but that this version cannot talk to.
-var ErrUnavailable = errors.New("provider type is not available in this version")
-
 // Error is a failed request. Its text is safe to log: it holds neither keys nor contents.
 type Error struct {
 	Kind       Kind

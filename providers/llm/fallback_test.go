@@ -115,9 +115,10 @@ func TestFallback_inTheOrderOfTheList(t *testing.T) {
 			"book a, b after auth, book b", "b", ""},
 		"one after the other": {[]Provider{alwaysFails(fails(KindAuth)), alwaysFails(fails(KindNotFound)), alwaysSays("C")},
 			"book a, b after auth, book b, c after not_found, book c", "c", ""},
-		"each with its own tries": {[]Provider{alwaysFails(fails(KindServer)), alwaysFails(fails(KindOverloaded)), alwaysSays("C")},
-			"book a, try 2 after server, book a, try 3 after server, book a, b after server, " +
-				"book b, try 2 after overloaded, book b, try 3 after overloaded, book b, c after overloaded, book c", "c", ""},
+		"it is waited for one model only": {[]Provider{alwaysFails(fails(KindServer)), alwaysFails(fails(KindOverloaded)), alwaysSays("C")},
+			"book a, try 2 after server, book a, try 3 after server, book a, b after server, book b, c after overloaded, book c", "c", ""},
+		"for the first that may come back": {[]Provider{alwaysFails(fails(KindAuth)), alwaysFails(fails(KindOverloaded)), alwaysFails(fails(KindServer))},
+			"book a, b after auth, book b, try 2 after overloaded, book b, try 3 after overloaded, book b, c after overloaded, book c", "c", KindServer},
 		"nobody can": {[]Provider{alwaysFails(fails(KindAuth)), alwaysFails(fails(KindQuota))},
 			"book a, b after auth, book b", "b", KindQuota},
 		"another would be given the same conversation": {[]Provider{alwaysFails(fails(KindAuth)), alwaysFails(fails(KindContextLength)), alwaysSays("C")},
@@ -292,10 +293,9 @@ func TestFallback_isGivenTheSameQuestion(t *testing.T) {
 	})
 	set := func() *Set {
 		s := newSet(SetOptions{})
-		s.add(Config{ID: "a", Type: TypeOpenAI, Continue: ContinuePrefix, Fallback: []string{"b", "d", "c"}}, note, nil)
+		s.add(Config{ID: "a", Type: TypeOpenAI, Continue: ContinuePrefix, Fallback: []string{"b", "c"}}, note, nil)
 		s.add(Config{ID: "b", Type: TypeOpenAI}, note, nil)
 		s.add(Config{ID: "c", Type: TypeOpenAI, Continue: ContinuePrefix}, note, nil)
-		s.entries["d"] = &entry{config: Config{ID: "d", Type: TypeDify}} // of a type that is not available
 		return s
 	}
 	req := Request{Messages: []Message{{Role: RoleUser, Content: "look", Files: []File{{Name: "a.png"}}}}, User: "u", MaxOutput: 7,

@@ -16,8 +16,8 @@ func knownType(typ string) bool {
 	}
 }
 
-// newProvider makes the adapter that speaks with the service of an entry, and what gives its idle connections up. It
-// returns ErrUnavailable for a type that this version cannot talk to. The entry has been checked.
+// newProvider makes the adapter that speaks with the service of an entry, and what gives its idle connections up. The
+// entry has been checked.
 func newProvider(c Config, transport http.RoundTripper) (Provider, func(), error) {
 	switch {
 	case c.Type == TypeOpenAI && c.API != APIResponses:
@@ -38,14 +38,12 @@ func newProvider(c Config, transport http.RoundTripper) (Provider, func(), error
 			return nil, nil, err
 		}
 		return p, p.close, nil
-	case c.Type == TypeDify:
+	default: // TypeDify
 		p, err := newDify(c, transport)
 		if err != nil {
 			return nil, nil, err
 		}
 		return p, p.close, nil
-	default:
-		return nil, nil, ErrUnavailable
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -40,6 +41,21 @@ func TestEveryProviderDown_typedErrorAtOnce(t *testing.T) {
 		require.LessOrEqual(t, runtime.NumGoroutine(), before)
 		require.Len(t, alerts, 2)
 	})
+}
+
+// Beyond F24: also the first who meet the outage, before any breaker is open, wait for less than 2 s, over however many
+// models.
+func TestEveryProviderDown_firstToMeetItWaitLessThanTwoSeconds(t *testing.T) {
+	for models := range 4 {
+		synctest.Test(t, func(t *testing.T) {
+			s := chain(SetOptions{}, slices.Repeat([]Provider{alwaysFails(fails(KindNetwork))}, models+1)...)
+			start := time.Now()
+			o := ask(t.Context(), s, "hi")
+			require.Equal(t, KindNetwork, o.kind())
+			require.Equal(t, defaultAttempts+models, o.Attempts)
+			require.Less(t, time.Since(start), 2*time.Second)
+		})
+	}
 }
 
 // The same over the network, while the servers refuse and while nobody listens.

@@ -13,7 +13,7 @@ import (
 // Defaults of SetOptions.
 const (
 	defaultAttempts    = 3
-	defaultBackoffBase = time.Second
+	defaultBackoffBase = 500 * time.Millisecond // and then 1 s: at most 1.9 s in all with the jitter, so within two
 	defaultBackoffCap  = 8 * time.Second
 	backoffJitter      = 0.25             // of the delay, either way
 	maxRetryAfter      = 30 * time.Second // a provider that asks for more is given up
@@ -26,12 +26,12 @@ const (
 
 // SetOptions tells what a Set consists of.
 type SetOptions struct {
-	// Providers are the entries of the settings. The first usable one is the default model.
+	// Providers are the entries of the settings. The first is the default model.
 	Providers []Config
 	// Attempts is how often a request is sent at most. 0: 3.
 	Attempts int
 	// BackoffBase is the wait before the second attempt; it doubles up to BackoffCap, ±25 %, and is never
-	// shorter than the provider asks for. 0: 1 s and 8 s.
+	// shorter than the provider asks for. 0: 500 ms and 8 s.
 	BackoffBase time.Duration
 	BackoffCap  time.Duration
 	// RetryShare is how many requests to a provider within a minute may be repetitions, as a share of the others, beyond
@@ -75,9 +75,9 @@ type Set struct {
 	budgets map[account]*budget
 }
 
-// entry is a model of the settings, usable or not.
+// entry is a model of the settings.
 type entry struct {
-	provider Provider // nil: of a type that is not available
+	provider Provider
 	config   Config
 	release  func()
 	tokens   *calibration
@@ -88,8 +88,7 @@ type entry struct {
 // account is what repetitions are counted by: models of one provider share its fate.
 type account struct{ typ, endpoint, key string }
 
-// NewSet checks the entries and returns every problem at once. Entries of a known type that this version cannot
-// talk to are no problem: they are left out of Models, with a warning.
+// NewSet checks the entries and returns every problem at once.
 func NewSet(o SetOptions) (*Set, error) {
 	s := newSet(o)
 	var problems []error
@@ -103,15 +102,11 @@ func NewSet(o SetOptions) (*Set, error) {
 			continue
 		}
 		p, release, err := newProvider(c, o.Transport)
-		switch {
-		case errors.Is(err, ErrUnavailable):
-			s.options.Log.Warn("llm model left out", "model", c.ID, "type", c.Type, "error", err)
-			s.entries[c.ID] = &entry{config: c}
-		case err != nil:
+		if err != nil {
 			problems = append(problems, c.problem(i, err.Error()))
-		default:
-			s.add(c, p, release)
+			continue
 		}
+		s.add(c, p, release)
 	}
 	problems = append(problems, checkFallbacks(o.Providers)...)
 	if err := errors.Join(problems...); err != nil {
@@ -119,7 +114,7 @@ func NewSet(o SetOptions) (*Set, error) {
 		return nil, err
 	}
 	if len(s.models) == 0 {
-		s.options.Log.Warn("no llm model can be used")
+		s.options.Log.Warn("no llm model is set up")
 	}
 	return s, nil
 }

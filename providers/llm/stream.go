@@ -16,10 +16,11 @@ type question struct {
 	obs  Observer
 	emit func(Delta) error
 
-	pass    *pass // of the request under way
-	visible bool  // something was emitted: nothing may be sent after that
-	sent    int   // requests
-	spent   Usage // by all of them
+	pass    *pass  // of the request under way
+	waited  string // model that it has waited for, to ask it again
+	visible bool   // something was emitted: nothing may be sent after that
+	sent    int    // requests
+	spent   Usage  // by all of them
 }
 
 // Stream sends a request to its model and calls emit for each piece of the answer. While nothing was emitted
@@ -28,6 +29,9 @@ type question struct {
 //     than 30 s, and the model's provider has not been asked too often already;
 //   - it asks the model's fallbacks, in their order, where the model cannot answer. It does so at once where trying
 //     again would mean a long wait: after a limit in time, and where the provider asks for more than BackoffCap.
+//
+// It waits for one model only: those that are asked after it are asked once each, so that a question which nobody can
+// answer fails within two seconds of waiting, by default.
 //
 // A model that does nothing but fail is not asked for a while, see SetOptions.BreakerFailures: without a fallback the
 // error is then of KindUnavailable, at once.
@@ -46,11 +50,7 @@ func (s *Set) Stream(ctx context.Context, req Request, obs Observer, emit func(D
 
 // unknown is the error of a model that cannot be asked.
 func (s *Set) unknown(model string) *Error {
-	err := &Error{Kind: KindNotFound, Provider: model, cause: errors.New("no such model")}
-	if _, known := s.entries[model]; known {
-		err.cause = ErrUnavailable
-	}
-	return err
+	return &Error{Kind: KindNotFound, Provider: model, cause: errors.New("no such model")}
 }
 
 // fallbacks are the models that may answer in place of the one that is asked. The list of a model is not followed
@@ -159,6 +159,9 @@ func (q *question) model(ctx context.Context, id string, others bool) (Result, e
 		if q.obs.Attempt != nil {
 			q.obs.Attempt(try+1, err)
 		}
+		if wait > 0 {
+			q.waited = id
+		}
 		if !sleep(ctx, wait) {
 			return res, cancelled(ctx, id)
 		}
@@ -225,7 +228,7 @@ func (q *question) again(e *entry, err error, try int, others bool) (time.Durati
 	if !again || !e.breaker.ready() {
 		return 0, false
 	}
-	if others && q.set.long(err) {
+	if others && q.set.long(err) || q.waited != "" && q.waited != e.config.ID {
 		return 0, false
 	}
 	return wait, e.budget.take()

@@ -105,7 +105,7 @@ type LLM struct {
 	// Tries per answer, before the first visible token only.
 	Attempts int `toml:"attempts" default:"3"`
 	// Wait before the second try; doubles with each further one.
-	BackoffBase time.Duration `toml:"backoff_base" default:"1s"`
+	BackoffBase time.Duration `toml:"backoff_base" default:"500ms"`
 	// Longest wait between two tries.
 	BackoffCap time.Duration `toml:"backoff_cap" default:"8s"`
 	// Share of a provider's requests within a minute that may be repetitions, so that a crowd does not triple the load of one that fails.

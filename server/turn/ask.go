@@ -15,10 +15,7 @@ type Catalog interface {
 	Models() []llm.Model
 	// Limits returns how many tokens a model reads and writes in one request, 0 where that is not known.
 	Limits(id string) (contextTokens, maxOutput int)
-}
-
-// calibrated is a Catalog that knows by how much estimates of a model's tokens are off.
-type calibrated interface {
+	// TokenFactor returns by how much estimates of a model's tokens are to be multiplied.
 	TokenFactor(id string) float64
 }
 
@@ -34,14 +31,19 @@ const mostConversation = 256
 
 // window is what the model that is to be asked can read.
 func (a *answer) window() window {
-	contextTokens, maxOutput, factor := 0, 0, 1.0
+	contextTokens, maxOutput := 0, 0
 	if a.opts.Catalog != nil {
 		contextTokens, maxOutput = a.opts.Catalog.Limits(a.g.ModelID)
 	}
-	if c, ok := a.opts.Catalog.(calibrated); ok {
-		factor = c.TokenFactor(a.g.ModelID)
+	return newWindow(contextTokens, maxOutput, a.factor(a.g.ModelID))
+}
+
+// factor is by how much estimates of a model's tokens are to be multiplied.
+func (a *answer) factor(model string) float64 {
+	if a.opts.Catalog == nil {
+		return 1
 	}
-	return newWindow(contextTokens, maxOutput, factor)
+	return a.opts.Catalog.TokenFactor(model)
 }
 
 // systemPrompt opens the conversation. A model that answers in place of another is given that one's.
@@ -102,10 +104,7 @@ func (a *answer) stream(ctx context.Context, req llm.Request, lines []line) (llm
 	before := a.g.Spent
 	about := map[string]string{}
 	a.todo.describe(about, a.g.Questions)
-	prompt := int64(total(lines) + perRequest)
-	if c, ok := a.opts.Catalog.(calibrated); ok {
-		prompt = int64(float64(prompt) * max(c.TokenFactor(req.Model), 0.1))
-	}
+	prompt := int64(float64(total(lines)+perRequest) * max(a.factor(req.Model), 0.1))
 	calls := 0
 	var failed error
 	obs := llm.Observer{

@@ -250,6 +250,8 @@ type scripted struct {
 func (s *scripted) Default() string       { return "default" }
 func (s *scripted) Has(id string) bool    { return id == "default" || id == "other" }
 func (s *scripted) Continues(string) bool { return false }
+func (s *scripted) TokenFactor(string) float64 { return 1 }
+
 func (s *scripted) Limits(string) (contextTokens, maxOutput int) {
 	return 0, 0
 }

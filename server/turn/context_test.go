@@ -155,6 +155,8 @@ type tooLong struct {
 
 func (m *tooLong) Limits(string) (contextTokens, maxOutput int) { return 4000, 400 }
 
+func (m *tooLong) TokenFactor(string) float64 { return 1 }
+
 func (m *tooLong) Stream(ctx context.Context, req llm.Request, obs llm.Observer, emit func(llm.Delta) error) (llm.Result, error) {
 	if err := obs.Book(ctx, req.Model); err != nil {
 		return llm.Result{}, err
