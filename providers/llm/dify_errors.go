@@ -19,24 +19,28 @@ type difyError struct {
 
 // difyKinds says what Dify's codes mean. Those of HTTP alone are left to classify.
 var difyKinds = map[string]Kind{
-	"invalid_param":               KindInvalid,
-	"bad_request":                 KindInvalid,
-	"not_chat_app":                KindInvalid,
-	"app_unavailable":             KindInvalid,
-	"agent_not_published":         KindInvalid,
-	"conversation_completed":      KindInvalid,
-	"unsupported_file_type":       KindInvalid,
-	"too_many_files":              KindInvalid,
-	"file_too_large":              KindTooLarge,
-	"provider_not_initialize":     KindNotFound,
-	"model_currently_not_support": KindNotFound,
-	"provider_quota_exceeded":     KindQuota,
-	"rate_limit_error":            KindQuota, // of the plan, not of the moment
-	"too_many_requests":           KindRate,
-	"completion_request_error":    KindServer, // of the model behind it
-	"internal_server_error":       KindServer,
-	"unauthorized":                KindAuth,
-	"forbidden":                   KindPermission,
+	"invalid_param":                       KindInvalid,
+	"bad_request":                         KindInvalid,
+	"not_chat_app":                        KindInvalid,
+	"app_unavailable":                     KindInvalid,
+	"agent_not_published":                 KindInvalid,
+	"conversation_completed":              KindInvalid,
+	"unsupported_file_type":               KindInvalid,
+	"unsupported_audio_type":              KindInvalid,
+	"no_audio_uploaded":                   KindInvalid,
+	"too_many_files":                      KindInvalid,
+	"file_too_large":                      KindTooLarge,
+	"audio_too_large":                     KindTooLarge,
+	"provider_not_initialize":             KindNotFound,
+	"model_currently_not_support":         KindNotFound,
+	"provider_not_support_speech_to_text": KindNotFound,
+	"provider_quota_exceeded":             KindQuota,
+	"rate_limit_error":                    KindQuota, // of the plan, not of the moment
+	"too_many_requests":                   KindRate,
+	"completion_request_error":            KindServer, // of the model behind it
+	"internal_server_error":               KindServer,
+	"unauthorized":                        KindAuth,
+	"forbidden":                           KindPermission,
 }
 
 // difyFailure makes the error of a body or event and an HTTP status, which is 0 for events.

@@ -119,7 +119,7 @@ func (v *voiceCall) refused(text []byte) *Error {
 	if object := errorObject(text); object != nil || v.config.Type != TypeDify {
 		e = object.failure(v.res.StatusCode)
 	} else {
-		e = difyVoiceFailure(text, v.res.StatusCode)
+		e = difyFailure(text, v.res.StatusCode)
 	}
 	if v.res.StatusCode < 300 && e.Code == "" { // there is no error in it either
 		e = &Error{Kind: KindInvalid, Status: v.res.StatusCode, cause: errors.New("the answer cannot be used")}

@@ -2,7 +2,6 @@ package llm
 
 import (
 	"context"
-	"encoding/json"
 	"strings"
 )
 
@@ -73,26 +72,4 @@ func (s *difySpeaker) Speak(ctx context.Context, u Utterance) (Speech, error) {
 		body["voice"] = s.voice
 	}
 	return s.client.speak(ctx, "text-to-audio", body, "audio/mpeg")
-}
-
-// difyVoiceKinds says what the codes of Dify's audio calls mean. Those of HTTP alone are left to classify.
-var difyVoiceKinds = map[string]Kind{
-	"invalid_param": KindInvalid, "bad_request": KindInvalid, "app_unavailable": KindInvalid, "no_audio_uploaded": KindInvalid,
-	"unsupported_audio_type": KindInvalid, "audio_too_large": KindTooLarge, "provider_not_support_speech_to_text": KindNotFound,
-	"provider_not_initialize": KindNotFound, "model_currently_not_support": KindNotFound, "provider_quota_exceeded": KindQuota,
-	"rate_limit_error": KindQuota, "too_many_requests": KindRate, "completion_request_error": KindServer, "internal_server_error": KindServer,
-	"unauthorized": KindAuth, "forbidden": KindPermission,
-}
-
-// difyVoiceFailure makes the error of a body in Dify's form and an HTTP status.
-func difyVoiceFailure(text []byte, status int) *Error {
-	var d struct {
-		Code string `json:"code"`
-	}
-	_ = json.Unmarshal(text, &d) // proxies write anything
-	kind, known := difyVoiceKinds[d.Code]
-	if !known {
-		kind = classify(d.Code, "", status)
-	}
-	return &Error{Kind: kind, Retryable: kind.retryable(), Status: status, Code: word(d.Code)}
 }

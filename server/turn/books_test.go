@@ -247,9 +247,9 @@ type scripted struct {
 	lost  int       // calls that were broken off by us
 }
 
-func (s *scripted) Default() string       { return "default" }
-func (s *scripted) Has(id string) bool    { return id == "default" || id == "other" }
-func (s *scripted) Continues(string) bool { return false }
+func (s *scripted) Default() string            { return "default" }
+func (s *scripted) Has(id string) bool         { return id == "default" || id == "other" }
+func (s *scripted) Continues(string) bool      { return false }
 func (s *scripted) TokenFactor(string) float64 { return 1 }
 
 func (s *scripted) Limits(string) (contextTokens, maxOutput int) {
