@@ -98,19 +98,7 @@ func TestVersions_rollToThisOneAndBack(t *testing.T) {
 	c := start(t, options{chatbox: unlimited, binary: before})
 	guests := c.guests(inCI(24, 200), inCI(6, 40), 40, 50*time.Millisecond)
 	talkers := guests[:inCI(6, 40)]
-	ctx, cancel := context.WithTimeout(t.Context(), inCI(4*time.Minute, 10*time.Minute))
-	defer cancel()
-	stop, finish := context.WithCancel(ctx)
-	defer finish()
-	errs := make([]error, len(guests))
-	var wg sync.WaitGroup
-	defer wg.Wait() // after cancel: guests leave with ctx
-	defer cancel()
-	lb := c.lb()
-	for i, g := range guests {
-		wg.Go(func() { errs[i] = g.stay(ctx, stop, func() string { return lb }) })
-	}
-	all(t, guests[len(talkers):], 60*time.Second, "an answer", func(g *guest) bool { return g.live && len(g.acked) == 1 && g.settled() })
+	ctx, leave := c.host(t, guests, inCI(4*time.Minute, 10*time.Minute))
 
 	sessions := map[string]string{}
 	for _, g := range guests {
@@ -140,9 +128,7 @@ func TestVersions_rollToThisOneAndBack(t *testing.T) {
 		}
 	}
 	all(t, guests, 60*time.Second, "being live", isLive)
-	finish()
-	wg.Wait()
-	require.NoError(t, errors.Join(errs...))
+	require.NoError(t, leave())
 	for _, g := range guests {
 		assert.Equal(t, sessions[g.id], g.sessionID, "%s was moved to another session", g.id)
 		for _, code := range g.closes {

@@ -62,6 +62,31 @@ func (g *guest) ask(ctx context.Context) {
 	_, _ = g.send(ctx, fmt.Sprintf("!tokens %d %d", g.tokens, g.pace.Milliseconds())) // sent again if the socket broke under it
 }
 
+// host keeps guests connected through the balancer until leave is called, at most until the limit, when ctx ends. It
+// returns when those who do not talk have their answer. leave waits until everybody has theirs and says who has not.
+func (c *cluster) host(t *testing.T, guests []*guest, limit time.Duration) (ctx context.Context, leave func() error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	stop, finish := context.WithCancel(ctx)
+	errs := make([]error, len(guests))
+	var wg sync.WaitGroup
+	t.Cleanup(func() {
+		finish()
+		cancel()
+		wg.Wait()
+	})
+	for i, g := range guests {
+		wg.Go(func() { errs[i] = g.stay(ctx, stop, c.lb) })
+	}
+	quiet := slices.DeleteFunc(slices.Clone(guests), func(g *guest) bool { return g.talks })
+	all(t, quiet, 60*time.Second, "an answer", func(g *guest) bool { return g.live && len(g.acked) == 1 && g.settled() })
+	return ctx, func() error {
+		finish()
+		wg.Wait()
+		return errors.Join(errs...)
+	}
+}
+
 // stay keeps the guest connected at where addr says until stop ends and all is answered, or ctx ends.
 func (g *guest) stay(ctx, stop context.Context, addr func() string) error {
 	for ctx.Err() == nil {
@@ -175,19 +200,7 @@ func TestDrain_rollingRestart(t *testing.T) {
 	c := start(t, options{chatbox: unlimited})
 	guests := c.guests(inCI(60, 500), inCI(10, 50), 40, 50*time.Millisecond)
 	talkers := guests[:inCI(10, 50)]
-	ctx, cancel := context.WithTimeout(t.Context(), inCI(90*time.Second, 5*time.Minute))
-	defer cancel()
-	stop, finish := context.WithCancel(ctx)
-	defer finish()
-	errs := make([]error, len(guests))
-	var wg sync.WaitGroup
-	defer wg.Wait() // after cancel: guests leave with ctx
-	defer cancel()
-	lb := c.lb()
-	for i, g := range guests {
-		wg.Go(func() { errs[i] = g.stay(ctx, stop, func() string { return lb }) })
-	}
-	all(t, guests[len(talkers):], 60*time.Second, "an answer", func(g *guest) bool { return g.live && len(g.acked) == 1 && g.settled() })
+	_, leave := c.host(t, guests, inCI(90*time.Second, 5*time.Minute))
 
 	for i := range c.replicas {
 		all(t, guests, 30*time.Second, "being live", isLive)
@@ -209,9 +222,7 @@ func TestDrain_rollingRestart(t *testing.T) {
 		settled(t, c)
 	}
 	all(t, guests, 30*time.Second, "being live", isLive)
-	finish()
-	wg.Wait()
-	require.NoError(t, errors.Join(errs...))
+	require.NoError(t, leave())
 
 	var gaps []time.Duration
 	var refused []error
