@@ -1,6 +1,7 @@
 package files
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
@@ -77,7 +78,7 @@ func (g guard) normalise(u *url.URL) error {
 	if err != nil {
 		return err
 	}
-	u.Host, u.Fragment, u.RawFragment = host, "", ""
+	u.Host, u.Fragment, u.RawFragment, u.RawQuery = host, "", "", escaped(u.RawQuery)
 	if strings.Contains(host, ":") {
 		u.Host = "[" + host + "]"
 	}
@@ -135,6 +136,19 @@ func numeric(label string) bool { return label != "" && label[0] >= '0' && label
 func isLabel(l string) bool {
 	return l != "" && len(l) <= 63 && strings.Trim(l, "abcdefghijklmnopqrstuvwxyz0123456789-_") == "" &&
 		l[0] != '-' && l[len(l)-1] != '-'
+}
+
+// escaped is a query as browsers send it: net/url passes on whatever stands there, spaces included.
+func escaped(query string) string {
+	var b strings.Builder
+	for i := range len(query) {
+		if c := query[i]; c <= ' ' || c >= 0x7f || strings.IndexByte("\"<>\\^`{|}", c) >= 0 {
+			fmt.Fprintf(&b, "%%%02X", c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
 }
 
 func ascii(s string) bool {

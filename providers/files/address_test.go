@@ -28,6 +28,7 @@ func TestParse_writesAnAddressInOneWay(t *testing.T) {
 		"https://example.com/?next=http://127.0.0.1": "https://example.com/?next=http://127.0.0.1",
 		"https://example.com/a b":                    "https://example.com/a%20b",
 		`https://example.com/\\127.0.0.1`:            "https://example.com/%5C%5C127.0.0.1",
+		`https://example.com/?q=a b"ü\%41+`:          "https://example.com/?q=a%20b%22%C3%BC%5C%41+",
 	} {
 		u, err := g.parse(address)
 		if assert.NoError(t, err, address) {
@@ -42,7 +43,7 @@ func TestParse_acceptsOnlyTheOpenInternet(t *testing.T) {
 	g := newGuard([]uint16{443}, nil)
 	accepted := 0
 	rapid.Check(t, func(t *rapid.T) {
-		address := rapid.Custom(someAddress).Draw(t, "address")
+		address := rapid.OneOf(rapid.Custom(someAddress), rapid.Custom(properAddress)).Draw(t, "address")
 		if g.acceptable(t, address) {
 			accepted++
 		}
@@ -89,6 +90,11 @@ func isSpecial(ip netip.Addr) bool {
 		}
 	}
 	return ip.Is4In6()
+}
+
+// properAddress is mostly accepted; almost nothing of someAddress is.
+func properAddress(t *rapid.T) string {
+	return "https://" + rapid.StringMatching(`[a-z]{1,8}(\.[a-z]{2,5}){1,2}`).Draw(t, "host") + "/" + rapid.String().Draw(t, "rest")
 }
 
 func someAddress(t *rapid.T) string {
