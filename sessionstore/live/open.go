@@ -64,6 +64,8 @@ func (s *Store) enter(ctx context.Context, r sessionstore.OpenRequest) (sessions
 				return sessionstore.Opened{}, sessionstore.ErrNotFound
 			}
 			err = s.make(&n, r)
+		case "TAKEN":
+			n = newcomer{sid: newSessionID(part)}
 		case "EXPIRED":
 			if err = s.make(&n, r); err == nil {
 				n.ended, err = s.endEvent(ctx, cur, "expired", n.sid)

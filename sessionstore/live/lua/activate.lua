@@ -12,12 +12,13 @@
 --       15-17 the same of the other's session_ended, '' if not made yet  18 reason that this one gives
 --       19 token, 20 attempt and 21 chunk of the answer that runs there, as read, 26 how many calls it had
 --       22-24 field in ids, h, c of its partial, '' if nothing was shown  25 what it cost, as in final.lua
--- Returns  OK hash | THERE hash (it is active) | RETRY sid | SETTLE sid | ENDING sid reason | RUNS sid
+-- Returns  OK hash | THERE hash (it is active, or was by this call) | RETRY sid | SETTLE sid | ENDING sid reason | RUNS sid
 --          | ACTIVE sid | NOTFOUND
 local S = session()
 if not S or call('HGET', S.key, 'u') ~= ARGV[7] then return { 'NOTFOUND' } end
 local cur = call('GET', KEYS[14]) or ''
-if S.st == 'active' then return { 'THERE', call('HGETALL', S.key) } end
+-- Or this very call has reopened it before, its reply was lost, and somebody has ended it since: theirs is the last word.
+if S.st == 'active' or call('HEXISTS', S.ids, ARGV[12]) == 1 then return { 'THERE', call('HGETALL', S.key) } end
 if cur ~= ARGV[8] then return { 'RETRY', cur } end
 local window = tonumber(ARGV[11])
 

@@ -11,8 +11,8 @@
 --       session will do  15 user id  16 user name  17 new session's id  18 its channel  19 its wrapped data key, '' if not
 --       made yet  20 model  21-23 field in ids, h, c of its session_started  24-26 the same of the old one's
 --       session_ended ('' if not made yet)
--- Returns  RETRY sid | EXPIRED | NEW | SETTLE | ACTIVE sid | CREATED hash | RESUMED hash recovered(1|0)
---          sockets
+-- Returns  RETRY sid | EXPIRED | NEW | TAKEN | SETTLE | ACTIVE sid | CREATED hash
+--          | RESUMED hash recovered(1|0) sockets
 local cur = call('GET', KEYS[14]) or ''
 if cur ~= ARGV[7] then return { 'RETRY', cur } end
 local lease, window = tonumber(ARGV[12]), tonumber(ARGV[13])
@@ -27,6 +27,7 @@ local function readable(S)
 end
 
 local S = cur ~= '' and session()
+local over -- when S has ended, if its window is over
 if S and S.st == 'active' then
   local deadline = tonumber(call('ZSCORE', KEYS[13], cur) or now)
   if now <= deadline or kept(S) or paused(KEYS[19]) then
@@ -37,10 +38,13 @@ if S and S.st == 'active' then
   end
   if call('HGET', S.gen, 'state') == 'cut' then return { 'SETTLE' } end
   if ARGV[24] == '' or ARGV[19] == '' then return { 'EXPIRED' } end
-  finish(S, ARGV[24], ARGV[25], ARGV[26], deadline - window)
+  over = deadline - window
 end
 
 if ARGV[19] == '' then return { 'NEW' } end
+-- This very call has made it before, its reply was lost, and somebody has ended it since: it does not begin again.
+if call('EXISTS', KEYS[15]) == 1 then return { 'TAKEN' } end
+if over then finish(S, ARGV[24], ARGV[25], ARGV[26], over) end
 local N = { id = ARGV[17], chan = ARGV[18], key = KEYS[15], log = KEYS[16], ids = KEYS[17], c = KEYS[18] }
 call('SET', KEYS[14], N.id)
 call('HSET', N.key, 'e', '1-' .. fresh, 's', '0', 'st', 'active', 'inst', instance(), 'u', ARGV[15], 'un', ARGV[16],
