@@ -151,6 +151,8 @@ func (a *Archive) kind(ctx context.Context) (serverKind, error) {
 		Ferret any `bson:"ferretdb"`
 		Old    any `bson:"ferretdbVersion"`
 	}
+	ctx, cancel := a.bounded(ctx)
+	defer cancel()
 	if err := a.db.RunCommand(ctx, bson.D{{Key: "buildInfo", Value: 1}}).Decode(&info); err != nil {
 		return serverUnknown, err
 	}

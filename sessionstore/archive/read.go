@@ -11,6 +11,7 @@ import (
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/real-rm/chatbox/sessionstore"
 )
@@ -116,6 +117,27 @@ func find[T any](ctx context.Context, a *Archive, q query, filter bson.D, limit 
 	var out []T
 	err = cur.All(ctx, &out)
 	return out, err
+}
+
+// maxReads is how many documents oneByOne reads at a time: FerretDB has a pool of 100 connections for everybody.
+const maxReads = 16
+
+// oneByOne reads documents by their ids and returns each at the index of its id, nil if it is not there. It is for
+// FerretDB, which finds one document by its id at once and scans the collection for several.
+func oneByOne[T any](ctx context.Context, a *Archive, q query, ids []string) ([]*T, error) {
+	out := make([]*T, len(ids))
+	reads, ctx := errgroup.WithContext(ctx)
+	reads.SetLimit(maxReads)
+	for i, id := range ids {
+		reads.Go(func() error {
+			found, err := find[T](ctx, a, q, q.filter([]any{id}), 1)
+			if len(found) > 0 {
+				out[i] = &found[0]
+			}
+			return err
+		})
+	}
+	return out, reads.Wait()
 }
 
 // newCursor names the place behind a session in a user's list: milliseconds and id.

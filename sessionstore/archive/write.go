@@ -104,20 +104,24 @@ func (a *Archive) renumber(ctx context.Context, rows []messageDoc, there []int) 
 	if err != nil {
 		return err
 	}
+	var stored []*messageDoc
+	if kind == serverFerret { // as in update
+		ids := make([]string, len(there))
+		for n, i := range there {
+			ids[n] = rows[i].ID
+		}
+		if stored, err = oneByOne[messageDoc](ctx, a, queryMessage, ids); err != nil {
+			return err
+		}
+	}
 	var models []mongo.WriteModel
-	for _, i := range there {
+	for n, i := range there {
 		d := rows[i]
 		filter := queryMessage.filter([]any{d.ID})
-		if kind == serverFerret { // as in update
-			stored, err := find[messageDoc](ctx, a, queryMessage, filter, 1)
-			if err != nil {
-				return err
-			}
-			if len(stored) == 0 || stored[0].Seq >= d.Seq {
-				continue
-			}
-		} else {
+		if kind != serverFerret {
 			filter = append(filter, bson.E{Key: "seq", Value: bson.D{{Key: "$lt", Value: d.Seq}}})
+		} else if stored[n] == nil || stored[n].Seq >= d.Seq {
+			continue
 		}
 		models = append(models, mongo.NewUpdateOneModel().SetFilter(filter).SetUpdate(bson.D{{Key: "$set", Value: bson.D{
 			{Key: "epoch", Value: d.Epoch}, {Key: "seq", Value: d.Seq}, {Key: "timestamp", Value: d.Timestamp},
@@ -244,26 +248,28 @@ func (a *Archive) update(ctx context.Context, rows []sessionDoc) (bad []error, e
 	if len(rows) == 0 {
 		return nil, nil
 	}
-	ctx, cancel := a.bounded(ctx)
-	defer cancel()
 	kind, err := a.kind(ctx)
 	if err != nil {
 		return nil, err
 	}
+	var stored []*sessionDoc
+	if kind == serverFerret {
+		all := make([]string, len(rows))
+		for i, d := range rows {
+			all[i] = d.ID
+		}
+		if stored, err = oneByOne[sessionDoc](ctx, a, querySession, all); err != nil {
+			return nil, err
+		}
+	}
 	var models []mongo.WriteModel
 	var ids []string
-	for _, d := range rows {
+	for i, d := range rows {
 		filter := querySession.filter([]any{d.ID})
-		if kind == serverFerret {
-			stored, err := find[sessionDoc](ctx, a, querySession, filter, 1)
-			if err != nil {
-				return nil, err
-			}
-			if len(stored) == 0 || stored[0].LastSeq > d.LastSeq {
-				continue
-			}
-		} else {
+		if kind != serverFerret {
 			filter = append(filter, bson.E{Key: "last_seq", Value: bson.D{{Key: "$lte", Value: d.LastSeq}}})
+		} else if stored[i] == nil || stored[i].LastSeq > d.LastSeq {
+			continue
 		}
 		set, err := d.update()
 		if err != nil {
@@ -276,6 +282,8 @@ func (a *Archive) update(ctx context.Context, rows []sessionDoc) (bad []error, e
 	if len(models) == 0 {
 		return bad, nil
 	}
+	ctx, cancel := a.bounded(ctx)
+	defer cancel()
 	_, err = a.db.Collection(colSessions).BulkWrite(ctx, models, options.BulkWrite().SetOrdered(false))
 	_, refused, err := sortOut(err)
 	for i, err := range refused {
