@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -328,14 +329,16 @@ func messagesExactlyOnce(t *testing.T, u *user, stored []sessionstore.Event) (do
 	return doubled
 }
 
-// monitor sees every command that a Redis server is sent.
-type monitor struct {
-	mu    sync.Mutex
-	lines []string
+// resent counts how often a Redis server is asked to append each message.
+type resent struct {
+	mu   sync.Mutex
+	sent map[string]int // field in ids -> calls of scripts by clients that name it
 }
 
-// monitor watches until the test ends.
-func (c *cluster) monitor(addr string) *monitor {
+var appended = regexp.MustCompile(`"(user:[0-9a-f-]{36})"`)
+
+// resent watches until the test ends.
+func (c *cluster) resent(addr string) *resent {
 	c.t.Helper()
 	conn, err := net.Dial("tcp", addr)
 	require.NoError(c.t, err)
@@ -345,7 +348,7 @@ func (c *cluster) monitor(addr string) *monitor {
 	line, err := r.ReadString('\n')
 	require.NoError(c.t, err)
 	require.Equal(c.t, "+OK\r\n", line)
-	m := &monitor{}
+	m := &resent{sent: map[string]int{}}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -354,31 +357,25 @@ func (c *cluster) monitor(addr string) *monitor {
 			if err != nil {
 				return
 			}
-			m.mu.Lock()
-			m.lines = append(m.lines, line)
-			m.mu.Unlock()
+			if field := appended.FindStringSubmatch(line); field != nil && strings.Contains(line, "evalsha") && !strings.Contains(line, " lua]") {
+				m.mu.Lock()
+				m.sent[field[1]]++
+				m.mu.Unlock()
+			}
 		}
 	}()
 	c.t.Cleanup(func() { _ = conn.Close(); <-done })
 	return m
 }
 
-// count is how many commands of clients, not of scripts, hold all the texts.
-func (m *monitor) count(texts ...string) int {
+// messages is how many messages were sent more than once.
+func (m *resent) messages() (n int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	n := 0
-next:
-	for _, line := range m.lines {
-		if strings.Contains(line, " lua]") {
-			continue
+	for _, times := range m.sent {
+		if times > 1 {
+			n++
 		}
-		for _, text := range texts {
-			if !strings.Contains(line, text) {
-				continue next
-			}
-		}
-		n++
 	}
 	return n
 }

@@ -93,20 +93,7 @@ func cutOff(t *testing.T, cutLink, heal func(*fault.Link)) {
 func TestRedis_lostReplyIsAppliedOnce(t *testing.T) {
 	c := start(t, options{replicas: 1, linked: true, chatbox: unlimited})
 	cr := c.talk(8, nil)
-	m := c.monitor(c.redis.Addr)
-	twice := func() int {
-		n := 0
-		for _, u := range cr.users {
-			u.mu.Lock()
-			for id := range u.texts {
-				if m.count("evalsha", "user:"+id) > 1 {
-					n++
-				}
-			}
-			u.mu.Unlock()
-		}
-		return n
-	}
+	m := c.resent(c.redis.Addr)
 	want := inCI(5, 50)
 	require.Eventually(t, func() bool {
 		// On a connection that is made anew the first reply is that of its greeting, so the link must work in between.
@@ -116,10 +103,10 @@ func TestRedis_lostReplyIsAppliedOnce(t *testing.T) {
 			require.NoError(t, c.links[0].Heal())
 			cr.progress(8, 20*time.Second, "did not go on")
 		}
-		return twice() >= want
+		return m.messages() >= want
 	}, 5*time.Minute, time.Millisecond, "no reply was lost")
 	cr.check()
-	t.Logf("%d messages were written to Redis more than once", twice())
+	t.Logf("%d messages were sent to Redis more than once", m.messages())
 }
 
 // F8. Redis stalls with all connections open: what is sent is refused within a bounded time, nothing piles up, and
