@@ -36,6 +36,7 @@ type AuthoredOptions struct {
 	Archive AuthoredArchive
 	Revival Reviver
 	Most    int           // events that are kept, the oldest go first; default 1000
+	Bytes   int           // of their texts that are kept, likewise; default 8 MiB
 	Age     time.Duration // how long an event is kept at the most; default 5 min
 	Every   time.Duration // how often Redis is asked; default 1 s: keepers leave lost answers alone for 5 s
 	Log     *slog.Logger  // default: discard
@@ -48,8 +49,9 @@ type Authored struct {
 	opts AuthoredOptions
 	log  *slog.Logger
 
-	mu   sync.Mutex // guards held; never held during I/O
-	held []kept     // in the order of Keep
+	mu    sync.Mutex // guards what follows; never held during I/O
+	held  []kept     // in the order of Keep
+	bytes int        // of the texts in held
 }
 
 // kept is one event and where it stands in the session.
@@ -71,6 +73,9 @@ func NewAuthored(opts AuthoredOptions) (*Authored, error) {
 	if opts.Most <= 0 {
 		opts.Most = 1000
 	}
+	if opts.Bytes <= 0 {
+		opts.Bytes = 8 << 20
+	}
 	if opts.Age <= 0 {
 		opts.Age = 5 * time.Minute
 	}
@@ -87,11 +92,14 @@ func NewAuthored(opts AuthoredOptions) (*Authored, error) {
 func (a *Authored) Keep(ev sessionstore.Event, at sessionstore.Position) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.held) >= a.opts.Most {
-		a.held = a.held[1:]
-	}
 	ev.Seq = at.Seq
 	a.held = append(a.held, kept{ev: ev, at: at, since: time.Now()})
+	a.bytes += len(ev.Content)
+	for len(a.held) > a.opts.Most || a.bytes > a.opts.Bytes && len(a.held) > 1 {
+		a.bytes -= len(a.held[0].ev.Content)
+		a.held[0] = kept{} // or its text would stay as long as the slice does
+		a.held = a.held[1:]
+	}
 }
 
 // Held is how many events are kept.
@@ -158,17 +166,17 @@ func (a *Authored) Check(ctx context.Context) {
 func (a *Authored) settle(after map[string]*kept) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	rest := a.held[:0:0]
+	rest, bytes := a.held[:0:0], 0
 	for _, k := range a.held {
 		found, seen := after[k.key()]
-		switch {
-		case !seen:
-			rest = append(rest, k)
-		case found != nil:
-			rest = append(rest, *found)
+		if seen && found == nil {
+			continue
+		} else if seen {
+			k = *found
 		}
+		rest, bytes = append(rest, k), bytes+len(k.ev.Content)
 	}
-	a.held = rest
+	a.held, a.bytes = rest, bytes
 }
 
 // lost looks after an event whose session stands in another epoch, below it, or is not there at all. It returns what

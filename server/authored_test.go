@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -250,4 +251,29 @@ func TestAddresses_areBounded(t *testing.T) {
 	var unlimited addresses
 	assert.True(t, unlimited.enter("x"))
 	unlimited.leave("x")
+}
+
+// What is kept is bounded in bytes as well: MongoDB may be away for as long as it likes, and answers may be long.
+func TestAuthored_keepsAsMuchTextAsThereIsRoomFor(t *testing.T) {
+	l := newLossy()
+	a, err := NewAuthored(AuthoredOptions{Live: l, Archive: l, Revival: l, Bytes: 100})
+	require.NoError(t, err)
+	at := sessionstore.Position{Epoch: "old", Seq: 7}
+	l.tops[lost] = live.Top{Position: at, Durable: 6}
+	for n, size := range []int{40, 40, 40, 10, 10} {
+		ev := final(lost, fmt.Sprint("a", n))
+		ev.Content = strings.Repeat("x", size)
+		a.Keep(ev, at)
+		if n == 2 {
+			require.Equal(t, 2, a.Held(), "the first has made room for the third")
+		}
+	}
+	require.Equal(t, 4, a.Held())
+	a.Check(t.Context()) // which counts anew
+	a.Keep(final(lost, "b"), at)
+	require.Equal(t, 4, a.Held())
+	long := final(lost, "c")
+	long.Content = strings.Repeat("x", 200)
+	a.Keep(long, at)
+	require.Equal(t, 1, a.Held(), "the newest is kept in any case")
 }

@@ -36,6 +36,7 @@ type WALBatch struct {
 	Token     string // keeper's fencing token at the time of reading
 	Inst      string // identity of the Redis primary at the time of reading
 	Entries   []WALEntry
+	More      bool // there are entries behind these
 	Docs      []SessionDoc
 }
 

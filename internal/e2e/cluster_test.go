@@ -425,7 +425,11 @@ func goroutines(t testing.TB, addr string) int {
 
 // readTranscript reads a session out of MongoDB alone, as somebody would who has the keyset.
 func (c *cluster) readTranscript(sessionID string) ([]sessionstore.Event, error) {
-	h := &chat.History{Live: nothing{}, Stored: c.archive, Keys: c.keyring}
+	return c.transcript(c.archive, sessionID)
+}
+
+func (c *cluster) transcript(of chat.StoredHistory, sessionID string) ([]sessionstore.Event, error) {
+	h := &chat.History{Live: nothing{}, Stored: of, Keys: c.keyring}
 	page, err := h.Page(c.t.Context(), sessionID, 0, 100_000)
 	return page.Events, err
 }

@@ -50,8 +50,6 @@ type Archive interface {
 const (
 	defaultEvery = 200 * time.Millisecond
 	defaultBatch = 500
-	// fullBytes of a partition in one round count as a full batch too: the store cuts what it reads by size as well.
-	fullBytes = 256 << 10
 	// maxFails is how often MongoDB must refuse an entry by itself before it is set aside.
 	maxFails = 5
 	minWait  = 100 * time.Millisecond

@@ -75,7 +75,7 @@ func (m *model) ReadWAL(_ context.Context, limit int) ([]sessionstore.WALBatch, 
 	for p := range 4 {
 		b := sessionstore.WALBatch{Partition: p, Token: "t", Inst: "i"}
 		b.Entries = append(b.Entries, m.wal[p][:min(limit, len(m.wal[p]))]...)
-		if len(m.wal[p]) <= limit {
+		if b.More = len(m.wal[p]) > limit; !b.More {
 			b.Docs = append(b.Docs, m.docs[p]...)
 		}
 		if len(b.Entries)+len(b.Docs) > 0 {

@@ -32,7 +32,7 @@ func (f *Flusher) round(ctx context.Context) (more bool, err error) {
 	batches := slices.Clone(read) // they are cut below
 	f.noteRead(batches)
 	f.forget(batches)
-	full := slices.ContainsFunc(batches, f.full)
+	full := slices.ContainsFunc(batches, func(b sessionstore.WALBatch) bool { return b.More })
 
 	insertErr := f.insert(ctx, batches)
 	if insertErr != nil && !errors.Is(insertErr, errRefused) {
@@ -45,15 +45,6 @@ func (f *Flusher) round(ctx context.Context) (more bool, err error) {
 		f.noteFinished()
 	}
 	return full && done && err == nil, err
-}
-
-// full says whether there is probably more where b came from.
-func (f *Flusher) full(b sessionstore.WALBatch) bool {
-	size := 0
-	for _, e := range b.Entries {
-		size += len(e.H) + len(e.C)
-	}
-	return len(b.Entries) >= f.batch || size >= fullBytes
 }
 
 // insert writes all entries, sets aside those that were refused too often, and cuts every batch before its first

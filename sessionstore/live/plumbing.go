@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -22,6 +23,8 @@ type plumbing struct {
 	keeper *keeper
 	guard  *instGuard
 	sc     plumbingScripts
+
+	behind atomic.Int64 // partitions that had more for MongoDB than was read at a time, by the last ReadWAL
 }
 
 // plumbingScripts are the scripts of keepers and of the WAL.

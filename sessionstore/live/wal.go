@@ -14,28 +14,35 @@ import (
 )
 
 const (
-	// walBytes bounds what is read from one partition at a time; one entry is always read.
-	walBytes = 1 << 20
+	// walRound is about how many bytes of all partitions are read at a time: each is in memory several times until
+	// MongoDB has it. Those partitions that had more share it, each has walLeast to walMost, and one entry is always read.
+	walRound = 2 << 20
+	walMost  = 1 << 20
+	walLeast = 32 << 10
 	// walDocs bounds the documents read from one partition at a time.
-	walDocs = 200
+	walDocs = 50
 	// endedTTL is how long an ended session stays in Redis after MongoDB has all of it: longer than a client waits
 	// to send a message again.
 	endedTTL = 30 * time.Minute
 )
 
 // ReadWAL reads what the partitions kept by this replica have for MongoDB, all in one pipeline: of each partition up
-// to limit entries, oldest first, and about 1 MiB; and documents of sessions that are due and of which nothing older
-// waits in the WAL. Partitions that have nothing are left out. What is not reported to DoneWAL is read again.
+// to limit entries, oldest first, of all of them about 2 MiB; and documents of sessions that are due and of which nothing
+// older waits in the WAL. Partitions that have nothing are left out. What is not reported to DoneWAL is read again.
 //
 // Partitions that cannot be read are left out and logged; the error is that none could be.
 func (s *Store) ReadWAL(ctx context.Context, limit int) ([]sessionstore.WALBatch, error) {
 	held := s.pl.keeper.holding()
 	parts := make([]int, 0, len(held))
 	calls := make([]*invocation, 0, len(held))
+	room := walLeast
+	if behind := int(s.pl.behind.Load()); behind > 0 {
+		room = min(walMost, max(walLeast, walRound/behind))
+	}
 	for p, l := range held {
 		keys := s.parts[p]
 		c, err := s.pl.invocation(ctx, s.pl.sc.pending, []string{keys.keeper(), keys.inst(), keys.wal(), keys.doc()},
-			l.token, limit, walBytes, walDocs)
+			l.token, limit, room, walDocs)
 		if err != nil {
 			return nil, fmt.Errorf("read wal: %w", err)
 		}
@@ -47,7 +54,7 @@ func (s *Store) ReadWAL(ctx context.Context, limit int) ([]sessionstore.WALBatch
 	invoke(ctx, s.client, calls)
 
 	var unread error // the last one's
-	failed := 0
+	failed, behind := 0, 0
 	out := make([]sessionstore.WALBatch, 0, len(calls))
 	var docs []docRead
 	for i, c := range calls {
@@ -61,12 +68,16 @@ func (s *Store) ReadWAL(ctx context.Context, limit int) ([]sessionstore.WALBatch
 			continue // lost meanwhile
 		}
 		b := sessionstore.WALBatch{Partition: parts[i], Token: held[parts[i]].token, Inst: r.str(1)}
-		b.Entries = walEntries(r.list(3))
+		b.Entries, b.More = walEntries(r.list(3)), r.str(2) != "1"
+		if b.More {
+			behind++
+		}
 		for _, sid := range texts([]any(r.list(4))) {
-			docs = append(docs, docRead{sid: sid, batch: len(out), drained: r.str(2) == "1"})
+			docs = append(docs, docRead{sid: sid, batch: len(out), drained: !b.More})
 		}
 		out = append(out, b)
 	}
+	s.pl.behind.Store(int64(behind))
 	if len(out) == 0 {
 		return nil, unread
 	}

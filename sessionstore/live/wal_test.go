@@ -89,7 +89,7 @@ func TestWAL_isReadInBoundedPieces(t *testing.T) {
 	}
 	require.Len(t, seqs, 100)
 
-	big := strings.Repeat("x", walBytes*2/3)
+	big := strings.Repeat("x", walMost*2/3)
 	for range 3 {
 		say(t, s, sid, big)
 	}
@@ -99,6 +99,49 @@ func TestWAL_isReadInBoundedPieces(t *testing.T) {
 		require.NoError(t, s.DoneWAL(t.Context(), b))
 	}
 	require.Empty(t, readWAL(t, s, 40))
+}
+
+// Memory of a replica that catches up after an outage of MongoDB is bounded, however many partitions are behind; one that
+// is behind alone gets all of the room.
+func TestReadWAL_ofAllPartitionsTogetherIsBounded(t *testing.T) {
+	const sessions, each, size = 30, 10, 20 << 10
+	s := keeping(t, nil)
+	big := strings.Repeat("x", size)
+	written := 0
+	for n := range sessions {
+		sid := openSession(t, s, fmt.Sprintf("u%d", n))
+		for range each {
+			say(t, s, sid, big)
+		}
+		written += each + 1
+	}
+	read, most := 0, 0
+	for rounds := 0; ; rounds++ {
+		require.Less(t, rounds, 20)
+		batches := readWAL(t, s, 500)
+		if len(batches) == 0 {
+			break
+		}
+		bytes := 0
+		for _, b := range batches {
+			for _, e := range b.Entries {
+				bytes += len(e.H) + len(e.C)
+			}
+			read += len(b.Entries)
+			require.NoError(t, s.DoneWAL(t.Context(), b))
+		}
+		require.Less(t, bytes, walRound+sessions*(size+1000))
+		most = max(most, bytes)
+	}
+	require.Equal(t, written, read)
+	require.Greater(t, most, walRound/2, "the room is used")
+
+	sid := openSession(t, s, "alone")
+	for range 60 {
+		say(t, s, sid, big)
+	}
+	require.Len(t, readOne(t, s, 500).Entries, 2, "nobody was behind")
+	require.Greater(t, len(readOne(t, s, 500).Entries), 40)
 }
 
 func TestDoneWAL_deletesNothingAfterRedisHasChanged(t *testing.T) {
