@@ -37,7 +37,7 @@ func raceTabs(c *cluster, seed uint64) *tabs {
 	ctx, cancel := context.WithCancel(c.t.Context())
 	ts := &tabs{c: c, stop: cancel}
 	for n := range 6 {
-		user := fmt.Sprintf("racer-%d", n%2)
+		user := fmt.Sprintf("racer-%d-of-%d", n%2, seed)
 		token := c.token(user)
 		dice := rand.New(rand.NewPCG(seed, uint64(100+n)))
 		ts.wg.Go(func() { ts.run(ctx, n, user, token, dice) })
