@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -227,6 +228,23 @@ func (f *fakeLive) Gone(ctx context.Context, c live.Conn) error {
 		return gone(ctx, c)
 	}
 	return nil
+}
+
+// Bury takes sockets of any other replica than the tests' one, r1, for left by the dead.
+func (f *fakeLive) Bury(_ context.Context, sid string) (sockets int, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for c := range f.present {
+		if c.SessionID != sid {
+			continue
+		}
+		if strings.HasPrefix(c.ConnID, "r1.") {
+			sockets++
+		} else {
+			delete(f.present, c)
+		}
+	}
+	return sockets, nil
 }
 
 func (f *fakeLive) Session(ctx context.Context, sid string) (sessionstore.Session, error) {

@@ -288,6 +288,23 @@ func TestOpen_limitsSocketsOfOneUserAndOneAddress(t *testing.T) {
 	}
 }
 
+// Who comes back from replicas that died is not refused for the sockets that those have left.
+func TestOpen_doesNotCountSocketsOfTheDead(t *testing.T) {
+	inBubble(t, func(r *replica) {
+		t := r.t
+		first := r.dialQuiet(t, "ann")
+		r.live.set(func() {
+			for c := range r.live.present {
+				r.live.present[live.Conn{SessionID: c.SessionID, ConnID: "dead.1"}] = true
+			}
+		})
+		second := r.dialQuiet(t, "ann")
+		r.live.set(func() { assert.Len(t, r.live.present, 2) })
+		first.leave()
+		second.leave()
+	}, options(func(o *Options) { o.PerUser = 2 }))
+}
+
 // A session that Redis lost while it was active can be ended all the same.
 func TestEnd_ofASessionThatRedisHasLost(t *testing.T) {
 	r := newReplica(t)

@@ -32,6 +32,7 @@ type Live interface {
 	Open(ctx context.Context, r sessionstore.OpenRequest) (sessionstore.Opened, error)
 	Touch(ctx context.Context, conns []live.Conn) (missing []live.Conn, err error)
 	Gone(ctx context.Context, conn live.Conn) error
+	Bury(ctx context.Context, sessionID string) (sockets int, err error)
 	Session(ctx context.Context, sessionID string) (sessionstore.Session, error)
 	Active(ctx context.Context, userID string) (sessionstore.Session, bool, error)
 	End(ctx context.Context, sessionID, reason, next string) error

@@ -60,7 +60,7 @@ func (s *Server) socket(c echo.Context) error {
 		return err
 	}
 	p := &peer{server: s, sessionID: opened.Session.ID, userID: id.UserID, admin: id.IsAdmin(), userName: id.Name, connID: connID, addr: addr}
-	if opened.Sockets > s.opts.PerUser {
+	if opened.Sockets > s.opts.PerUser && !s.fewer(r.Context(), p.sessionID) {
 		s.leave(p)
 		return errTooMany
 	}
@@ -79,6 +79,15 @@ func (s *Server) socket(c echo.Context) error {
 	s.log.Info("client connected", "component", "ws", "user_id", id.UserID, "session_id", p.sessionID, "conn_id", connID,
 		"created", opened.Created, "resumed", opened.Resumed, "recovered", opened.Recovered)
 	return nil
+}
+
+// fewer says whether a session that seems to have too many sockets has not: replicas that died have left theirs, and
+// who comes back from them must not be refused for it.
+func (s *Server) fewer(ctx context.Context, sessionID string) bool {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	sockets, err := s.deps.Live.Bury(ctx, sessionID)
+	return err == nil && sockets <= s.opts.PerUser
 }
 
 // isUpgrade says whether a request asks for a WebSocket at all, so that nothing is opened for one that does not.

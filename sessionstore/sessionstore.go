@@ -14,6 +14,7 @@ package sessionstore
 
 import (
 	"errors"
+	"strings"
 	"time"
 )
 
@@ -32,6 +33,10 @@ type Position struct {
 	Epoch string // identity of the numbering, compared for equality only; empty: nothing read yet
 	Seq   int64
 }
+
+// FirstEpoch says whether a numbering is the one that its session began with: no Redis has ever lost anything of it, so
+// no event has got another number (roll in event.lua counts).
+func FirstEpoch(epoch string) bool { return strings.HasPrefix(epoch, "1-") }
 
 // Session is the state of a session as Redis has it.
 type Session struct {

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/real-rm/chatbox/sessionstore"
 )
@@ -19,6 +21,9 @@ const (
 	// also where one document takes 20 ms. A batch that never comes through in time would hold up all that follow it.
 	maxInsert      = 200
 	maxInsertBytes = 8 << 20
+	// maxInserts are under way at the same time, so that a MongoDB that is far away does not fall behind. In which order
+	// they arrive does not matter: nothing counts as stored until all are, and messages only ever move forward.
+	maxInserts = 4
 	// maxDocument is MongoDB's limit of 16 MiB, less what it adds itself.
 	maxDocument = 16<<20 - 16<<10
 
@@ -40,29 +45,45 @@ var transient = []int{
 // take the entries, or not surely: repeat them all. failed holds, by index, entries that MongoDB refuses for what
 // they are; all others are stored when err is nil. Neither has contents in its text.
 func (a *Archive) InsertMessages(ctx context.Context, entries []sessionstore.WALEntry) (failed map[int]error, err error) {
-	now := time.Now()
-	failed = map[int]error{}
-	var docs []any
-	var rows []messageDoc // the same
-	var at []int          // index in entries of each document
-	size := 0
-	send := func() error {
-		if len(docs) == 0 {
+	parts, failed := split(entries, time.Now())
+	var mu sync.Mutex // guards failed
+	writes, ctx := errgroup.WithContext(ctx)
+	writes.SetLimit(maxInserts)
+	for _, p := range parts {
+		writes.Go(func() error {
+			there, refused, err := a.insert(ctx, colMessages, p.docs)
+			if err == nil {
+				err = a.renumber(ctx, p.rows, there)
+			}
+			if err != nil {
+				return away(ctx, fmt.Sprintf("insert %d of %d messages", len(p.docs), len(entries)), err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for i, err := range refused {
+				failed[p.at[i]] = err
+			}
 			return nil
-		}
-		there, refused, err := a.insert(ctx, colMessages, docs)
-		if err == nil {
-			err = a.renumber(ctx, rows, there)
-		}
-		if err != nil {
-			return away(ctx, fmt.Sprintf("insert %d of %d messages", len(docs), len(entries)), err)
-		}
-		for i, err := range refused {
-			failed[at[i]] = err
-		}
-		docs, rows, at, size = nil, nil, nil, 0
-		return nil
+		})
 	}
+	if err := writes.Wait(); err != nil {
+		return nil, err
+	}
+	return failed, nil
+}
+
+// part is what goes to MongoDB at once.
+type part struct {
+	docs []any
+	rows []messageDoc // the same
+	at   []int        // index in entries of each document
+	size int
+}
+
+// split makes documents of entries, in parts, and says which can be none.
+func split(entries []sessionstore.WALEntry, now time.Time) (parts []*part, failed map[int]error) {
+	failed = map[int]error{}
+	var p *part
 	for i, e := range entries {
 		if len(e.H)+len(e.C) > maxDocument { // before all that is copied
 			failed[i] = errTooLarge
@@ -81,22 +102,20 @@ func (a *Archive) InsertMessages(ctx context.Context, entries []sessionstore.WAL
 			failed[i] = err
 			continue
 		}
-		docs, rows, at, size = append(docs, bson.Raw(raw)), append(rows, d), append(at, i), size+len(raw)
-		if len(docs) == maxInsert || size >= maxInsertBytes {
-			if err := send(); err != nil {
-				return nil, err
-			}
+		if p == nil || len(p.docs) == maxInsert || p.size >= maxInsertBytes {
+			p = &part{}
+			parts = append(parts, p)
 		}
+		p.docs, p.rows, p.at, p.size = append(p.docs, bson.Raw(raw)), append(p.rows, d), append(p.at, i), p.size+len(raw)
 	}
-	if err := send(); err != nil {
-		return nil, err
-	}
-	return failed, nil
+	return parts, failed
 }
 
 // renumber gives messages that are there already, by their index in rows, the number and the text that they have now,
-// only ever forward. Most have them: they were inserted by a flusher that could not say so any more.
+// only ever forward. Most have them: they were inserted by a flusher that could not say so any more. Those of a first
+// epoch need not be looked at.
 func (a *Archive) renumber(ctx context.Context, rows []messageDoc, there []int) error {
+	there = slices.DeleteFunc(there, func(i int) bool { return sessionstore.FirstEpoch(rows[i].Epoch) })
 	if len(there) == 0 {
 		return nil
 	}

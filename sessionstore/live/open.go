@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/google/uuid"
 	"github.com/redis/go-redis/v9"
@@ -196,4 +198,27 @@ func (s *Store) Gone(ctx context.Context, c Conn) error {
 		return fmt.Errorf("remove socket from session %s: %w", c.SessionID, err)
 	}
 	return nil
+}
+
+// Bury removes the sockets that dead replicas have left in a session, whose leases would take a while to lapse, and
+// returns how many sockets remain. A replica that lives and is thought dead takes its own anew with Touch.
+func (s *Store) Bury(ctx context.Context, sid string) (sockets int, err error) {
+	p, err := s.part(sid)
+	if err != nil {
+		return 0, err
+	}
+	pipe := s.client.Pipeline()
+	living, conns := pipe.ZRange(ctx, s.parts[0].replicas(), 0, -1), pipe.ZRange(ctx, p.session(sid).conns(), 0, -1)
+	if _, err := pipe.Exec(ctx); err != nil {
+		return 0, fmt.Errorf("read sockets of session %s: %w", sid, redisError(err))
+	}
+	for _, id := range conns.Val() {
+		replica := id[:max(0, strings.LastIndexByte(id, '.'))]
+		if replica == s.replica || slices.Contains(living.Val(), replica) {
+			sockets++
+		} else if err := s.Gone(ctx, Conn{SessionID: sid, ConnID: id}); err != nil {
+			return 0, err
+		}
+	}
+	return sockets, nil
 }

@@ -256,6 +256,24 @@ func TestPresence_lastSocketStartsTheWindow(t *testing.T) {
 	assert.Zero(t, on)
 }
 
+// Promise 7: sockets of replicas that are known to be dead can be removed before their leases lapse; those of replicas
+// that live stay.
+func TestBury_removesWhatDeadReplicasHaveLeft(t *testing.T) {
+	s := newTestStore(t, nil)
+	ctx := testContext(t)
+	sid := openSession(t, s, "u1") // r1.1
+	for _, id := range []string{"r2.1", "r3.x.1", "r3.x.2", "nonsense"} {
+		_, err := s.Open(ctx, sessionstore.OpenRequest{UserID: "u1", ConnID: id})
+		require.NoError(t, err)
+	}
+	require.NoError(t, s.client.ZAdd(ctx, s.parts[0].replicas(), redisZ(9e12, "r1"), redisZ(9e12, "r3.x")).Err())
+	sockets, err := s.Bury(ctx, sid)
+	require.NoError(t, err)
+	assert.Equal(t, 3, sockets)
+	p, _ := s.part(sid)
+	assert.Equal(t, []string{"r1.1", "r3.x.1", "r3.x.2"}, s.client.ZRange(ctx, p.session(sid).conns(), 0, -1).Val())
+}
+
 // Promise 7, Beyond B9: nothing stays of the sockets of a replica that was killed, once their leases have lapsed.
 func TestPresence_ofADeadReplicaLapses(t *testing.T) {
 	s := newTestStore(t, func(o *Options) { o.Presence = 200 * time.Millisecond; o.Window = time.Minute })

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -60,7 +59,7 @@ func (s *Store) parseSession(sid string, h map[string]string) (sessionstore.Sess
 		return ses, fmt.Errorf("open name of session %s: %w", sid, err)
 	}
 	ses.Name = string(name)
-	ses.Whole = strings.HasPrefix(ses.Epoch, "1-") // roll in event.lua counts
+	ses.Whole = sessionstore.FirstEpoch(ses.Epoch)
 	return ses, nil
 }
 
