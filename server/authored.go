@@ -52,6 +52,7 @@ type Authored struct {
 	mu    sync.Mutex // guards what follows; never held during I/O
 	held  []kept     // in the order of Keep
 	bytes int        // of the texts in held
+	gone  int        // let go for want of room since the last Check
 }
 
 // kept is one event and where it stands in the session.
@@ -99,6 +100,7 @@ func (a *Authored) Keep(ev sessionstore.Event, at sessionstore.Position) {
 		a.bytes -= len(a.held[0].ev.Content)
 		a.held[0] = kept{} // or its text would stay as long as the slice does
 		a.held = a.held[1:]
+		a.gone++
 	}
 }
 
@@ -128,8 +130,12 @@ func (a *Authored) Run(ctx context.Context) error {
 func (a *Authored) Check(ctx context.Context) {
 	a.mu.Lock()
 	now := time.Now()
-	held := append([]kept(nil), a.held...)
+	held, gone := append([]kept(nil), a.held...), a.gone
+	a.gone = 0
 	a.mu.Unlock()
+	if gone > 0 {
+		a.log.Warn("authored events are not known to be in mongodb and were let go for want of room", "component", "authored", "events", gone)
+	}
 	if len(held) == 0 {
 		return
 	}

@@ -34,8 +34,8 @@ type Position struct {
 	Seq   int64
 }
 
-// FirstEpoch says whether a numbering is the one that its session began with: no Redis has ever lost anything of it, so
-// no event has got another number (roll in event.lua counts).
+// FirstEpoch says whether a numbering is the one that its session began with: Redis does not know of anything that it has
+// lost of it, so no event has got another number (roll in event.lua counts).
 func FirstEpoch(epoch string) bool { return strings.HasPrefix(epoch, "1-") }
 
 // Session is the state of a session as Redis has it.

@@ -138,7 +138,7 @@ func isLabel(l string) bool {
 		l[0] != '-' && l[len(l)-1] != '-'
 }
 
-// escaped is a query as browsers send it: net/url passes on whatever stands there, spaces included.
+// escaped is a query with what RFC 3986 does not let stand there percent-encoded: net/url passes on anything.
 func escaped(query string) string {
 	var b strings.Builder
 	for i := range len(query) {

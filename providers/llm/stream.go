@@ -30,8 +30,8 @@ type question struct {
 //   - it asks the model's fallbacks, in their order, where the model cannot answer. It does so at once where trying
 //     again would mean a long wait: after a limit in time, and where the provider asks for more than BackoffCap.
 //
-// It waits for one model only: those that are asked after it are asked once each, so that a question which nobody can
-// answer fails within two seconds of waiting, by default.
+// It waits for one model only: those that are asked after it are asked once each. So a question which nobody can answer
+// fails within two seconds of waiting, by default, unless a provider asks to wait longer.
 //
 // A model that does nothing but fail is not asked for a while, see SetOptions.BreakerFailures: without a fallback the
 // error is then of KindUnavailable, at once.

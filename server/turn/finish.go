@@ -191,7 +191,7 @@ func (a *answer) finish(ctx context.Context, result llm.Result, err error) (agai
 		log.Warn("answer not finished", "error", ferr.Error())
 		return false
 	case at.Duplicate: // by whoever has taken it over, or by an earlier try whose reply was lost
-		log.Info("answer was finished before")
+		log.Info("answer was finished before", "failed", meta[sessionstore.MetaFailed] != "")
 	case err != nil && meta[sessionstore.MetaFailed] == budgetCode:
 		log.Info("answer refused: no tokens left")
 	case err != nil && meta[sessionstore.MetaFailed] != "":

@@ -119,7 +119,7 @@ func find[T any](ctx context.Context, a *Archive, q query, filter bson.D, limit 
 	return out, err
 }
 
-// maxReads is how many documents oneByOne reads at a time: FerretDB has a pool of 100 connections for everybody.
+// maxReads is how many documents oneByOne reads at a time: FerretDB has a pool of 100 connections for all replicas.
 const maxReads = 16
 
 // oneByOne reads documents by their ids and returns each at the index of its id, nil if it is not there. It is for

@@ -5,13 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/real-rm/chatbox/sessionstore"
 )
@@ -21,9 +19,6 @@ const (
 	// also where one document takes 20 ms. A batch that never comes through in time would hold up all that follow it.
 	maxInsert      = 200
 	maxInsertBytes = 8 << 20
-	// maxInserts are under way at the same time, so that a MongoDB that is far away does not fall behind. In which order
-	// they arrive does not matter: nothing counts as stored until all are, and messages only ever move forward.
-	maxInserts = 4
 	// maxDocument is MongoDB's limit of 16 MiB, less what it adds itself.
 	maxDocument = 16<<20 - 16<<10
 
@@ -46,28 +41,17 @@ var transient = []int{
 // they are; all others are stored when err is nil. Neither has contents in its text.
 func (a *Archive) InsertMessages(ctx context.Context, entries []sessionstore.WALEntry) (failed map[int]error, err error) {
 	parts, failed := split(entries, time.Now())
-	var mu sync.Mutex // guards failed
-	writes, ctx := errgroup.WithContext(ctx)
-	writes.SetLimit(maxInserts)
-	for _, p := range parts {
-		writes.Go(func() error {
-			there, refused, err := a.insert(ctx, colMessages, p.docs)
-			if err == nil {
-				err = a.renumber(ctx, p.rows, there)
-			}
-			if err != nil {
-				return away(ctx, fmt.Sprintf("insert %d of %d messages", len(p.docs), len(entries)), err)
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			for i, err := range refused {
-				failed[p.at[i]] = err
-			}
-			return nil
-		})
-	}
-	if err := writes.Wait(); err != nil {
-		return nil, err
+	for _, p := range parts { // one after the other: what MongoDB has of a session has no holes but within one part
+		there, refused, err := a.insert(ctx, colMessages, p.docs)
+		if err == nil {
+			err = a.renumber(ctx, p.rows, there)
+		}
+		if err != nil {
+			return nil, away(ctx, fmt.Sprintf("insert %d of %d messages", len(p.docs), len(entries)), err)
+		}
+		for i, err := range refused {
+			failed[p.at[i]] = err
+		}
 	}
 	return failed, nil
 }
@@ -112,10 +96,8 @@ func split(entries []sessionstore.WALEntry, now time.Time) (parts []*part, faile
 }
 
 // renumber gives messages that are there already, by their index in rows, the number and the text that they have now,
-// only ever forward. Most have them: they were inserted by a flusher that could not say so any more. Those of a first
-// epoch need not be looked at.
+// only ever forward. Most have them: they were inserted by a flusher that could not say so any more.
 func (a *Archive) renumber(ctx context.Context, rows []messageDoc, there []int) error {
-	there = slices.DeleteFunc(there, func(i int) bool { return sessionstore.FirstEpoch(rows[i].Epoch) })
 	if len(there) == 0 {
 		return nil
 	}
@@ -124,7 +106,8 @@ func (a *Archive) renumber(ctx context.Context, rows []messageDoc, there []int) 
 		return err
 	}
 	var stored []*messageDoc
-	if kind == serverFerret { // as in update
+	if kind == serverFerret { // as in update; those of a first epoch need not be looked at
+		there = slices.DeleteFunc(there, func(i int) bool { return sessionstore.FirstEpoch(rows[i].Epoch) })
 		ids := make([]string, len(there))
 		for n, i := range there {
 			ids[n] = rows[i].ID
@@ -150,12 +133,18 @@ func (a *Archive) renumber(ctx context.Context, rows []messageDoc, there []int) 
 			{Key: "h", Value: d.H}, {Key: "c", Value: d.C}, {Key: "_mt", Value: d.Modified},
 		}}}))
 	}
-	if len(models) == 0 {
-		return nil
+	for chunk := range slices.Chunk(models, maxUpdate) {
+		if err := a.renumberSome(ctx, chunk); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+func (a *Archive) renumberSome(ctx context.Context, models []mongo.WriteModel) error {
 	ctx, cancel := a.bounded(ctx)
 	defer cancel()
-	_, err = a.db.Collection(colMessages).BulkWrite(ctx, models, options.BulkWrite().SetOrdered(false))
+	_, err := a.db.Collection(colMessages).BulkWrite(ctx, models, options.BulkWrite().SetOrdered(false))
 	_, _, err = sortOut(err)
 	return err
 }

@@ -58,7 +58,7 @@ func order(t *testing.T, s *Store, sid string) []string {
 		assert.EqualValues(t, i+1, ev.Seq, ev.Type)
 		assert.False(t, ids[ev.MessageID], "%s twice", ev.Type)
 		ids[ev.MessageID] = true
-		types = append(types, string(ev.Type))
+		types = append(types, ev.Type)
 	}
 	return types
 }

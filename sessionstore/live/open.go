@@ -189,19 +189,25 @@ func (s *Store) Touch(ctx context.Context, conns []Conn) (missing []Conn, err er
 
 // Gone removes a closed socket. The last one of a session starts its window.
 func (s *Store) Gone(ctx context.Context, c Conn) error {
-	p, err := s.part(c.SessionID)
+	_, err := s.remove(ctx, c.SessionID, c.ConnID)
+	return err
+}
+
+// remove removes sockets and returns how many are left.
+func (s *Store) remove(ctx context.Context, sid string, conns ...any) (left int, err error) {
+	p, err := s.part(sid)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	_, err = s.run(ctx, s.sc.gone, p.presenceKeys(c.SessionID), c.SessionID, c.ConnID, s.o.Window.Milliseconds())
+	r, err := s.run(ctx, s.sc.gone, p.presenceKeys(sid), append([]any{sid, s.o.Window.Milliseconds()}, conns...)...)
 	if err != nil {
-		return fmt.Errorf("remove socket from session %s: %w", c.SessionID, err)
+		return 0, fmt.Errorf("remove sockets from session %s: %w", sid, err)
 	}
-	return nil
+	return int(r.num(1)), nil
 }
 
 // Bury removes the sockets that dead replicas have left in a session, whose leases would take a while to lapse, and
-// returns how many sockets remain. A replica that lives and is thought dead takes its own anew with Touch.
+// returns how many sockets remain. A replica that lives and is thought dead opens its own again when Touch names them.
 func (s *Store) Bury(ctx context.Context, sid string) (sockets int, err error) {
 	p, err := s.part(sid)
 	if err != nil {
@@ -212,13 +218,12 @@ func (s *Store) Bury(ctx context.Context, sid string) (sockets int, err error) {
 	if _, err := pipe.Exec(ctx); err != nil {
 		return 0, fmt.Errorf("read sockets of session %s: %w", sid, redisError(err))
 	}
+	dead := []any{""} // no socket's name: those whose leases have lapsed go in any case
 	for _, id := range conns.Val() {
 		replica := id[:max(0, strings.LastIndexByte(id, '.'))]
-		if replica == s.replica || slices.Contains(living.Val(), replica) {
-			sockets++
-		} else if err := s.Gone(ctx, Conn{SessionID: sid, ConnID: id}); err != nil {
-			return 0, err
+		if replica != s.replica && !slices.Contains(living.Val(), replica) {
+			dead = append(dead, id)
 		}
 	}
-	return sockets, nil
+	return s.remove(ctx, sid, dead...)
 }

@@ -24,7 +24,7 @@ type plumbing struct {
 	guard  *instGuard
 	sc     plumbingScripts
 
-	behind atomic.Int64 // partitions that had more for MongoDB than was read at a time, by the last ReadWAL
+	behind [Partitions]atomic.Bool // had more for MongoDB than the last ReadWAL has read
 }
 
 // plumbingScripts are the scripts of keepers and of the WAL.

@@ -14,20 +14,21 @@ import (
 )
 
 const (
-	// walRound is about how many bytes of all partitions are read at a time: each is in memory several times until
-	// MongoDB has it. Those partitions that had more share it, each has walLeast to walMost, and one entry is always read.
+	// walLeast is how many bytes of a partition are read at a time, but one entry in any case; those that had more the
+	// last time share walRound, up to walMost each. So 4 MiB are read of all 64, beside single entries that are larger: what
+	// is read is in memory several times until MongoDB has it.
+	walLeast = 32 << 10
 	walRound = 2 << 20
 	walMost  = 1 << 20
-	walLeast = 32 << 10
 	// walDocs bounds the documents read from one partition at a time.
-	walDocs = 50
+	walDocs = 200
 	// endedTTL is how long an ended session stays in Redis after MongoDB has all of it: longer than a client waits
 	// to send a message again.
 	endedTTL = 30 * time.Minute
 )
 
 // ReadWAL reads what the partitions kept by this replica have for MongoDB, all in one pipeline: of each partition up
-// to limit entries, oldest first, of all of them about 2 MiB; and documents of sessions that are due and of which nothing
+// to limit entries, oldest first, of all of them about 4 MiB; and documents of sessions that are due and of which nothing
 // older waits in the WAL. Partitions that have nothing are left out. What is not reported to DoneWAL is read again.
 //
 // Partitions that cannot be read are left out and logged; the error is that none could be.
@@ -35,11 +36,17 @@ func (s *Store) ReadWAL(ctx context.Context, limit int) ([]sessionstore.WALBatch
 	held := s.pl.keeper.holding()
 	parts := make([]int, 0, len(held))
 	calls := make([]*invocation, 0, len(held))
-	room := walLeast
-	if behind := int(s.pl.behind.Load()); behind > 0 {
-		room = min(walMost, max(walLeast, walRound/behind))
+	behind := 0
+	for p := range held {
+		if s.pl.behind[p].Load() {
+			behind++
+		}
 	}
 	for p, l := range held {
+		room := walLeast
+		if s.pl.behind[p].Load() {
+			room = min(walMost, max(walLeast, walRound/max(1, behind)))
+		}
 		keys := s.parts[p]
 		c, err := s.pl.invocation(ctx, s.pl.sc.pending, []string{keys.keeper(), keys.inst(), keys.wal(), keys.doc()},
 			l.token, limit, room, walDocs)
@@ -54,7 +61,7 @@ func (s *Store) ReadWAL(ctx context.Context, limit int) ([]sessionstore.WALBatch
 	invoke(ctx, s.client, calls)
 
 	var unread error // the last one's
-	failed, behind := 0, 0
+	failed := 0
 	out := make([]sessionstore.WALBatch, 0, len(calls))
 	var docs []docRead
 	for i, c := range calls {
@@ -69,15 +76,12 @@ func (s *Store) ReadWAL(ctx context.Context, limit int) ([]sessionstore.WALBatch
 		}
 		b := sessionstore.WALBatch{Partition: parts[i], Token: held[parts[i]].token, Inst: r.str(1)}
 		b.Entries, b.More = walEntries(r.list(3)), r.str(2) != "1"
-		if b.More {
-			behind++
-		}
+		s.pl.behind[parts[i]].Store(b.More)
 		for _, sid := range texts([]any(r.list(4))) {
 			docs = append(docs, docRead{sid: sid, batch: len(out), drained: !b.More})
 		}
 		out = append(out, b)
 	}
-	s.pl.behind.Store(int64(behind))
 	if len(out) == 0 {
 		return nil, unread
 	}

@@ -142,6 +142,20 @@ func TestReadWAL_ofAllPartitionsTogetherIsBounded(t *testing.T) {
 	}
 	require.Len(t, readOne(t, s, 500).Entries, 2, "nobody was behind")
 	require.Greater(t, len(readOne(t, s, 500).Entries), 40)
+
+	for n := range sessions { // and what others have by now is not read whole because one is behind
+		sid := openSession(t, s, fmt.Sprintf("u%d", n))
+		for range each {
+			say(t, s, sid, big)
+		}
+	}
+	bytes := 0
+	for _, b := range readWAL(t, s, 500) {
+		for _, e := range b.Entries {
+			bytes += len(e.H) + len(e.C)
+		}
+	}
+	require.Less(t, bytes, walMost+sessions*walLeast+size)
 }
 
 func TestDoneWAL_deletesNothingAfterRedisHasChanged(t *testing.T) {
