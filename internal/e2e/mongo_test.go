@@ -348,6 +348,14 @@ func TestMongoDB_keepersAreHandedOver(t *testing.T) {
 		}
 	}()
 	for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
+		require.Eventually(t, func() bool { // also one that has just come keeps something
+			names := map[string]bool{}
+			for token := range keepers() {
+				name, _, _ := strings.Cut(token, "|")
+				names[name] = true
+			}
+			return len(names) == len(c.replicas)
+		}, 15*time.Second, 20*time.Millisecond, "somebody keeps nothing")
 		before := keepers()
 		require.NoError(t, c.replicas[0].Signal(signal))
 		_ = c.replicas[0].Wait()
