@@ -49,10 +49,9 @@ type Authored struct {
 	opts AuthoredOptions
 	log  *slog.Logger
 
-	mu    sync.Mutex // guards what follows; never held during I/O
-	held  []kept     // in the order of Keep
-	bytes int        // of the texts in held
-	gone  int        // let go for want of room since the last Check
+	mu   sync.Mutex // guards what follows; never held during I/O
+	held []kept     // in the order of Keep
+	gone int        // let go for want of room since the last Check
 }
 
 // kept is one event and where it stands in the session.
@@ -95,9 +94,12 @@ func (a *Authored) Keep(ev sessionstore.Event, at sessionstore.Position) {
 	defer a.mu.Unlock()
 	ev.Seq = at.Seq
 	a.held = append(a.held, kept{ev: ev, at: at, since: time.Now()})
-	a.bytes += len(ev.Content)
-	for len(a.held) > a.opts.Most || a.bytes > a.opts.Bytes && len(a.held) > 1 {
-		a.bytes -= len(a.held[0].ev.Content)
+	bytes := 0
+	for _, k := range a.held {
+		bytes += len(k.ev.Content)
+	}
+	for len(a.held) > a.opts.Most || bytes > a.opts.Bytes && len(a.held) > 1 {
+		bytes -= len(a.held[0].ev.Content)
 		a.held[0] = kept{} // or its text would stay as long as the slice does
 		a.held = a.held[1:]
 		a.gone++
@@ -172,17 +174,17 @@ func (a *Authored) Check(ctx context.Context) {
 func (a *Authored) settle(after map[string]*kept) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	rest, bytes := a.held[:0:0], 0
+	rest := a.held[:0:0]
 	for _, k := range a.held {
 		found, seen := after[k.key()]
-		if seen && found == nil {
-			continue
-		} else if seen {
-			k = *found
+		switch {
+		case !seen:
+			rest = append(rest, k)
+		case found != nil:
+			rest = append(rest, *found)
 		}
-		rest, bytes = append(rest, k), bytes+len(k.ev.Content)
 	}
-	a.held, a.bytes = rest, bytes
+	a.held = rest
 }
 
 // lost looks after an event whose session stands in another epoch, below it, or is not there at all. It returns what

@@ -269,7 +269,7 @@ func TestAuthored_keepsAsMuchTextAsThereIsRoomFor(t *testing.T) {
 		}
 	}
 	require.Equal(t, 4, a.Held())
-	a.Check(t.Context()) // which counts anew
+	a.Check(t.Context())
 	a.Keep(final(lost, "b"), at)
 	require.Equal(t, 4, a.Held())
 	long := final(lost, "c")

@@ -42,15 +42,10 @@ func (s *Set) Stream(ctx context.Context, req Request, obs Observer, emit func(D
 		req.Model = s.Default()
 	}
 	q := &question{set: s, req: req, obs: obs, emit: emit}
-	if !s.Has(req.Model) && len(s.fallbacks(req)) == 0 {
-		return Result{Model: req.Model}, s.unknown(req.Model)
+	if !s.Has(req.Model) {
+		return Result{Model: req.Model}, &Error{Kind: KindNotFound, Provider: req.Model, cause: errors.New("no such model")}
 	}
 	return q.answer(ctx)
-}
-
-// unknown is the error of a model that cannot be asked.
-func (s *Set) unknown(model string) *Error {
-	return &Error{Kind: KindNotFound, Provider: model, cause: errors.New("no such model")}
 }
 
 // fallbacks are the models that may answer in place of the one that is asked. The list of a model is not followed
@@ -140,9 +135,6 @@ func (q *question) soonest(err error) error {
 // model asks one model, several times if need be. others says that another one could be asked instead.
 func (q *question) model(ctx context.Context, id string, others bool) (Result, error) {
 	e := q.set.entry(id)
-	if e.provider == nil {
-		return q.result(id, Result{}), q.set.unknown(id)
-	}
 	for try := 1; ; try++ {
 		res, err := q.request(ctx, e, try)
 		if err == nil || q.visible {

@@ -134,19 +134,11 @@ func (a *Archive) renumber(ctx context.Context, rows []messageDoc, there []int) 
 		}}}))
 	}
 	for chunk := range slices.Chunk(models, maxUpdate) {
-		if err := a.renumberSome(ctx, chunk); err != nil {
+		if _, err := a.bulk(ctx, colMessages, chunk); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func (a *Archive) renumberSome(ctx context.Context, models []mongo.WriteModel) error {
-	ctx, cancel := a.bounded(ctx)
-	defer cancel()
-	_, err := a.db.Collection(colMessages).BulkWrite(ctx, models, options.BulkWrite().SetOrdered(false))
-	_, _, err = sortOut(err)
-	return err
 }
 
 // insert inserts documents regardless of each other and says, by index, which were there already and which were
@@ -156,6 +148,15 @@ func (a *Archive) insert(ctx context.Context, collection string, docs []any) (th
 	defer cancel()
 	_, err = a.db.Collection(collection).InsertMany(ctx, docs, options.InsertMany().SetOrdered(false))
 	return sortOut(err)
+}
+
+// bulk updates at most maxUpdate documents regardless of each other and says, by index, which were refused.
+func (a *Archive) bulk(ctx context.Context, collection string, models []mongo.WriteModel) (refused map[int]error, err error) {
+	ctx, cancel := a.bounded(ctx)
+	defer cancel()
+	_, err = a.db.Collection(collection).BulkWrite(ctx, models, options.BulkWrite().SetOrdered(false))
+	_, refused, err = sortOut(err)
+	return refused, err
 }
 
 // sortOut reads the outcome of an unordered bulk write.
@@ -290,10 +291,7 @@ func (a *Archive) update(ctx context.Context, rows []sessionDoc) (bad []error, e
 	if len(models) == 0 {
 		return bad, nil
 	}
-	ctx, cancel := a.bounded(ctx)
-	defer cancel()
-	_, err = a.db.Collection(colSessions).BulkWrite(ctx, models, options.BulkWrite().SetOrdered(false))
-	_, refused, err := sortOut(err)
+	refused, err := a.bulk(ctx, colSessions, models)
 	for i, err := range refused {
 		bad = append(bad, fmt.Errorf("update session %s: %w", ids[i], err))
 	}

@@ -32,7 +32,7 @@ func (f *Flusher) round(ctx context.Context) (more bool, err error) {
 	batches := slices.Clone(read) // they are cut below
 	f.noteRead(batches)
 	f.forget(batches)
-	full := slices.ContainsFunc(batches, func(b sessionstore.WALBatch) bool { return b.More })
+	more = slices.ContainsFunc(batches, func(b sessionstore.WALBatch) bool { return b.More })
 
 	insertErr := f.insert(ctx, batches)
 	if insertErr != nil && !errors.Is(insertErr, errRefused) {
@@ -44,7 +44,7 @@ func (f *Flusher) round(ctx context.Context) (more bool, err error) {
 	if err == nil {
 		f.noteFinished()
 	}
-	return full && done && err == nil, err
+	return more && done && err == nil, err
 }
 
 // insert writes all entries, sets aside those that were refused too often, and cuts every batch before its first

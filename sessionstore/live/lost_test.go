@@ -1,7 +1,6 @@
 package live
 
 import (
-	"context"
 	"testing"
 
 	"github.com/redis/go-redis/v9"
@@ -11,39 +10,25 @@ import (
 	"github.com/real-rm/chatbox/sessionstore"
 )
 
-// lost loses the first reply that begins with code and has the call sent again, as a client does whose connection broke.
-// What others do in between happens between the two.
-type lost struct {
-	code    string
-	between func()
-}
-
-func (*lost) DialHook(next redis.DialHook) redis.DialHook { return next }
-
-func (l *lost) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error {
-		err := next(ctx, cmd)
-		if c, ok := cmd.(*redis.Cmd); err == nil && ok && l.between != nil {
-			if reply, _ := c.Slice(); len(reply) > 0 && reply[0] == l.code {
-				l.between()
-				l.between = nil
-				return next(ctx, cmd)
-			}
-		}
-		return err
-	}
-}
-
-func (*lost) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return next
-}
-
-// unlucky is a store that loses a reply, beside another over the same data.
-func unlucky(t *testing.T, other *Store, l *lost) *Store {
+// unlucky is a store beside another over the same data that loses the first reply that begins with code and sends the call
+// again, as a client does whose connection broke. What others do in between happens between the two.
+func unlucky(t *testing.T, other *Store, code string, between func()) *Store {
 	t.Helper()
+	happened := false
 	o := other.o
 	o.Client = connect(t, sharedRedis(t).url(), o.Prefix)
-	o.Client.AddHook(l)
+	o.Client.AddHook(resend(func(cmd redis.Cmder) bool {
+		c, ok := cmd.(*redis.Cmd)
+		if !ok || happened {
+			return false
+		}
+		if reply, _ := c.Slice(); len(reply) == 0 || reply[0] != code {
+			return false
+		}
+		happened = true
+		between()
+		return true
+	}))
 	s, err := New(o)
 	require.NoError(t, err)
 	return s
@@ -76,14 +61,14 @@ func TestOpen_askedAgainAfterTheEndOfWhatItMade(t *testing.T) {
 				require.NoError(t, s.client.ZAdd(ctx, p.live(), redisZ(1, old)).Err())
 			}
 			made := ""
-			u := unlucky(t, s, &lost{code: "CREATED", between: func() {
+			u := unlucky(t, s, "CREATED", func() {
 				o, err := s.Open(ctx, sessionstore.OpenRequest{UserID: "u1", UserName: "Ann", ConnID: "r2.1"})
 				require.NoError(t, err)
 				require.False(t, o.Created)
 				made = o.Session.ID
 				ask(t, s, made, "q")
 				require.NoError(t, s.End(ctx, made, "explicit", ""))
-			}})
+			})
 			o, err := u.Open(ctx, sessionstore.OpenRequest{UserID: "u1", UserName: "Ann", ConnID: "r1.1"})
 			require.NoError(t, err)
 			require.NotEmpty(t, made)
@@ -102,7 +87,7 @@ func TestActivate_askedAgainAfterTheEndOfWhatItReopened(t *testing.T) {
 	ctx := testContext(t)
 	sid := openSession(t, s, "u1")
 	require.NoError(t, s.End(ctx, sid, "explicit", ""))
-	u := unlucky(t, s, &lost{code: "OK", between: func() { require.NoError(t, s.End(ctx, sid, "explicit", "")) }})
+	u := unlucky(t, s, "OK", func() { require.NoError(t, s.End(ctx, sid, "explicit", "")) })
 	o, err := u.Activate(ctx, "u1", sid, false)
 	require.NoError(t, err)
 	assert.False(t, o.Session.Active)

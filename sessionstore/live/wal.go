@@ -42,10 +42,11 @@ func (s *Store) ReadWAL(ctx context.Context, limit int) ([]sessionstore.WALBatch
 			behind++
 		}
 	}
+	share := min(walMost, max(walLeast, walRound/max(1, behind)))
 	for p, l := range held {
 		room := walLeast
 		if s.pl.behind[p].Load() {
-			room = min(walMost, max(walLeast, walRound/max(1, behind)))
+			room = share
 		}
 		keys := s.parts[p]
 		c, err := s.pl.invocation(ctx, s.pl.sc.pending, []string{keys.keeper(), keys.inst(), keys.wal(), keys.doc()},
