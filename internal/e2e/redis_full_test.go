@@ -33,7 +33,7 @@ func TestRedis_minimalUserIsEnough(t *testing.T) {
 		}
 	})
 	t.Run("cluster", func(t *testing.T) {
-		nodes, err := rig.StartRedisCluster(t.Context(), t.TempDir(), rig.RedisOptions{Args: []string{"--aclfile", minimalUsers(t)}})
+		nodes, err := rig.StartRedisCluster(t.Context(), t.TempDir(), 1, rig.RedisOptions{Args: []string{"--aclfile", minimalUsers(t)}})
 		rigtest.Require(t, "redis-server", err)
 		t.Cleanup(func() {
 			for _, p := range nodes {

@@ -104,7 +104,7 @@ func TestRedis_primaryWithoutItsReplicaAcceptsNothing(t *testing.T) {
 // F12. In a cluster of three primaries with replicas one primary dies: new messages within 10 s, also in its
 // partitions. Then slots with sessions in them move to another node under load. Users see no MOVED, no ASK.
 func TestRedisCluster_primaryDiesAndSlotsMove(t *testing.T) {
-	nodes, err := rig.StartRedisCluster(t.Context(), t.TempDir(), rig.RedisOptions{})
+	nodes, err := rig.StartRedisCluster(t.Context(), t.TempDir(), 1, rig.RedisOptions{})
 	rigtest.Require(t, "redis-server", err)
 	t.Cleanup(func() {
 		for _, p := range nodes {

@@ -2,8 +2,8 @@ package rig
 
 import (
 	"math/rand/v2"
-	"net"
 	"sync"
+	"syscall"
 )
 
 // Ports are taken from [firstPort, lastPort): above what services use, below the range from which the kernel takes
@@ -31,13 +31,25 @@ func FreePort() int {
 		if given.ports[port] {
 			continue
 		}
-		l, err := net.Listen("tcp", loopback(port))
-		if err != nil {
+		if !free(port) {
 			continue
 		}
-		_ = l.Close()
 		given.ports[port] = true
 		return port
 	}
 	panic("rig: no free port on 127.0.0.1")
+}
+
+// free says whether a server could listen on the port. It does not listen itself, and lets no process be forked in
+// between: a child keeps copies of all sockets until it executes its program, so that the port would answer, and be
+// taken, for some time after the close.
+func free(port int) bool {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = syscall.Close(fd) }()
+	return syscall.Bind(fd, &syscall.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}) == nil
 }

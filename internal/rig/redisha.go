@@ -173,10 +173,10 @@ func (s *Sentinel) Kill() {
 	}
 }
 
-// StartRedisCluster starts a cluster of three primaries with one replica each and returns when all are in step. Which
-// node follows which is the cluster's choice.
-func StartRedisCluster(ctx context.Context, dir string, o RedisOptions) (nodes []*Proc, err error) {
-	const primaries, replicas = 3, 1
+// StartRedisCluster starts a cluster of three primaries with so many replicas each and returns when all are in step.
+// Which node follows which is the cluster's choice.
+func StartRedisCluster(ctx context.Context, dir string, replicas int, o RedisOptions) (nodes []*Proc, err error) {
+	const primaries = 3
 	o.Port, o.Cluster = 0, true
 	defer func() {
 		if err != nil {

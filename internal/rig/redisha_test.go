@@ -28,7 +28,7 @@ func TestSentinel_promotesTheReplicaAndTakesTheOldPrimaryBack(t *testing.T) {
 }
 
 func TestRedisCluster_promotesAReplica(t *testing.T) {
-	nodes, err := rig.StartRedisCluster(t.Context(), t.TempDir(), rig.RedisOptions{})
+	nodes, err := rig.StartRedisCluster(t.Context(), t.TempDir(), 1, rig.RedisOptions{})
 	rigtest.Require(t, "redis-server", err)
 	for _, p := range nodes {
 		defer p.Kill()

@@ -78,6 +78,34 @@ func TestFreePort_isBelowTheEphemeralRangeAndGivenOnce(t *testing.T) {
 	wg.Wait()
 }
 
+// A child that is being forked has a copy of every descriptor until it executes its program: a socket that FreePort
+// listened on would answer for that long, although it has been closed here.
+func TestFreePort_isFreeAlsoWhileProcessesAreForked(t *testing.T) {
+	enough := make(chan struct{})
+	var forks sync.WaitGroup
+	for range 4 {
+		forks.Go(func() {
+			for {
+				select {
+				case <-enough:
+					return
+				default:
+					assert.NoError(t, exec.Command("true").Run())
+				}
+			}
+		})
+	}
+	for range 1000 {
+		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(rig.FreePort()))
+		if c, err := net.Dial("tcp", addr); !assert.Error(t, err, addr) {
+			_ = c.Close()
+			break
+		}
+	}
+	close(enough)
+	forks.Wait()
+}
+
 func TestRedis_keepsItsDataOverARestartWithAOF(t *testing.T) {
 	dir := t.TempDir()
 	p, err := rig.StartRedis(t.Context(), dir, rig.RedisOptions{AOF: true})

@@ -13,14 +13,16 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/real-rm/chatbox/internal/rig"
 	"github.com/real-rm/chatbox/sessionstore"
 )
 
 // replicaOf starts a replica of the server and waits until it follows.
-func replicaOf(t *testing.T, primary *redisServer) (*redisServer, *redis.Client) {
+func replicaOf(t *testing.T, primary *rig.Proc) (*rig.Proc, *redis.Client) {
 	t.Helper()
-	r := startRedis(t, "--replicaof", "127.0.0.1", fmt.Sprint(primary.port), "--repl-diskless-sync-delay", "0")
-	c := redis.NewClient(&redis.Options{Addr: r.addr(), MaxRetries: -1})
+	host, port, _ := strings.Cut(primary.Addr, ":")
+	r := startRedis(t, "--replicaof", host, port)
+	c := redis.NewClient(&redis.Options{Addr: r.Addr, MaxRetries: -1})
 	t.Cleanup(func() { _ = c.Close() })
 	require.Eventually(t, func() bool {
 		info, err := c.Info(t.Context(), "replication").Result()
@@ -31,12 +33,12 @@ func replicaOf(t *testing.T, primary *redisServer) (*redisServer, *redis.Client)
 
 // Beyond B2, as an option: what is acknowledged has left the primary.
 func TestWait_replicasHaveWhatWasAcknowledged(t *testing.T) {
-	primary := startRedis(t, "--repl-diskless-sync-delay", "0")
+	primary := startRedis(t)
 	replica, copies := replicaOf(t, primary)
 	pipes := &pipes{}
-	s := newStoreAt(t, primary.url(), func(o *Options) {
+	s := newStoreAt(t, redisURL(primary), func(o *Options) {
 		o.Wait, o.WaitTimeout = 1, time.Second
-		o.Client = connect(t, primary.url(), o.Prefix)
+		o.Client = connect(t, redisURL(primary), o.Prefix)
 		o.Client.AddHook(pipes)
 	})
 	ctx := testContext(t)
@@ -76,7 +78,7 @@ func TestWait_replicasHaveWhatWasAcknowledged(t *testing.T) {
 	require.Less(t, len(pipes.trips()), 100, "one wait for each pipeline")
 	require.Equal(t, fmt.Sprint(a.Seq+200), seqOnReplica())
 
-	replica.stop()
+	replica.Kill()
 	s.pl.acks.timeout = 10 * time.Millisecond
 	a, err = s.Append(ctx, question(sid, "nobody acknowledges"))
 	require.NoError(t, err, "too few are no error")
@@ -86,7 +88,7 @@ func TestWait_replicasHaveWhatWasAcknowledged(t *testing.T) {
 
 func TestWait_onACluster(t *testing.T) {
 	nodes := sharedCluster(t)
-	s := newStoreAt(t, clusterURL(nodes), func(o *Options) { o.Wait, o.WaitTimeout = 1, 5*time.Millisecond })
+	s := newStoreAt(t, rig.RedisClusterURL(nodes), func(o *Options) { o.Wait, o.WaitTimeout = 1, 5*time.Millisecond })
 	ctx := testContext(t)
 	sid := openSession(t, s, "u1")
 	ask(t, s, sid, "x")
@@ -119,7 +121,7 @@ func TestWait_isOffByDefault(t *testing.T) {
 
 func TestCheck_saysWhatIsWrongWithRedis(t *testing.T) {
 	r := startRedis(t)
-	s := newStoreAt(t, r.url(), nil)
+	s := newStoreAt(t, redisURL(r), nil)
 	ctx := testContext(t)
 	require.NoError(t, s.client.ConfigSet(ctx, "maxmemory-policy", "allkeys-lru").Err())
 	problems, err := s.Check(ctx)
@@ -138,7 +140,7 @@ func TestCheck_saysWhatIsWrongWithRedis(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, problems, 1)
 
-	r.stop()
+	r.Kill()
 	short, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	_, err = s.Check(short)
@@ -146,7 +148,7 @@ func TestCheck_saysWhatIsWrongWithRedis(t *testing.T) {
 }
 
 func TestCheck_onACluster(t *testing.T) {
-	s := newStoreAt(t, clusterURL(sharedCluster(t)), nil)
+	s := newStoreAt(t, rig.RedisClusterURL(sharedCluster(t)), nil)
 	problems, err := s.Check(testContext(t))
 	require.NoError(t, err)
 	require.Len(t, problems, 3, "each node is asked: %v", problems)

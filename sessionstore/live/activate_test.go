@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/real-rm/chatbox/internal/rig"
 	"github.com/real-rm/chatbox/sessionstore"
 )
 
@@ -266,7 +267,7 @@ func TestActivate_racedByFourWithRebuild(t *testing.T) {
 	r := startRedis(t)
 	for _, endCurrent := range []bool{false, true} {
 		for round := range 6 {
-			s := newStoreAt(t, r.url(), nil)
+			s := newStoreAt(t, redisURL(r), nil)
 			ctx := testContext(t)
 			old := openSession(t, s, "u1")
 			ask(t, s, old, "q")
@@ -364,7 +365,7 @@ func TestPositions_ofThoseThatAreThere(t *testing.T) {
 }
 
 func TestPositions_onACluster(t *testing.T) {
-	s := newStoreAt(t, clusterURL(sharedCluster(t)), nil)
+	s := newStoreAt(t, rig.RedisClusterURL(sharedCluster(t)), nil)
 	var sids []string
 	for i := range 20 {
 		sids = append(sids, openSession(t, s, fmt.Sprintf("u%d", i)))

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/real-rm/chatbox/internal/rig"
 	"github.com/real-rm/chatbox/sessionstore"
 	"github.com/real-rm/chatbox/sessionstore/seal"
 )
@@ -332,11 +333,9 @@ type silencer struct {
 
 func newSilencer(t *testing.T) *silencer {
 	t.Helper()
-	port, err := freePort(false)
+	ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", rig.FreePort()))
 	require.NoError(t, err)
-	ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-	require.NoError(t, err)
-	p := &silencer{ln: ln, up: sharedRedis(t).addr()}
+	p := &silencer{ln: ln, up: sharedRedis(t).Addr}
 	ctx, cancel := context.WithCancel(context.Background())
 	p.wg.Go(func() {
 		for {

@@ -6,12 +6,14 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
+
+	"github.com/real-rm/chatbox/internal/rig"
 )
 
 // On a cluster everything runs as it is, with one subscription per partition.
 func TestCluster_delivers_keeps_and_takes_off_the_WAL(t *testing.T) {
 	nodes := sharedCluster(t)
-	s := newStoreAt(t, clusterURL(nodes), nil)
+	s := newStoreAt(t, rig.RedisClusterURL(nodes), nil)
 	require.True(t, s.sharded)
 	h := runBus(t, s)
 	require.NoError(t, renewOnce(s))
@@ -38,7 +40,7 @@ func TestCluster_delivers_keeps_and_takes_off_the_WAL(t *testing.T) {
 
 	// Every node loses its subscriptions.
 	for _, n := range nodes {
-		c := redis.NewClient(&redis.Options{Addr: n.addr()})
+		c := redis.NewClient(&redis.Options{Addr: n.Addr})
 		require.NoError(t, c.Do(t.Context(), "client", "kill", "type", "pubsub").Err())
 		require.NoError(t, c.Close())
 	}
@@ -50,7 +52,7 @@ func TestCluster_delivers_keeps_and_takes_off_the_WAL(t *testing.T) {
 }
 
 func TestCluster_names_the_primary_of_every_partition(t *testing.T) {
-	s := newStoreAt(t, clusterURL(sharedCluster(t)), nil)
+	s := newStoreAt(t, rig.RedisClusterURL(sharedCluster(t)), nil)
 	newSession(t, s)
 	names := map[string]int{}
 	for p := range Partitions {
@@ -63,7 +65,7 @@ func TestCluster_names_the_primary_of_every_partition(t *testing.T) {
 
 func TestCluster_resyncs_what_a_moved_slot_carried(t *testing.T) {
 	nodes := sharedCluster(t)
-	s := newStoreAt(t, clusterURL(nodes), nil)
+	s := newStoreAt(t, rig.RedisClusterURL(nodes), nil)
 	h := runBus(t, s)
 	sid := newSession(t, s)
 	require.NoError(t, s.Subscribe(t.Context(), sid))
@@ -81,7 +83,7 @@ func TestCluster_resyncs_what_a_moved_slot_carried(t *testing.T) {
 }
 
 // moveSlot moves a slot with all its keys from one node to another one.
-func moveSlot(t *testing.T, nodes []*redisServer, from *redis.Client, slot int) {
+func moveSlot(t *testing.T, nodes []*rig.Proc, from *redis.Client, slot int) {
 	t.Helper()
 	ctx := t.Context()
 	fromID, err := from.Do(ctx, "cluster", "myid").Text()
@@ -89,8 +91,8 @@ func moveSlot(t *testing.T, nodes []*redisServer, from *redis.Client, slot int) 
 	var to *redis.Client
 	var toID string
 	for _, n := range nodes {
-		if n.addr() != from.Options().Addr {
-			to = redis.NewClient(&redis.Options{Addr: n.addr()})
+		if n.Addr != from.Options().Addr {
+			to = redis.NewClient(&redis.Options{Addr: n.Addr})
 			break
 		}
 	}
@@ -118,7 +120,7 @@ func moveSlot(t *testing.T, nodes []*redisServer, from *redis.Client, slot int) 
 }
 
 func TestCluster_gathers_calls_of_each_primary_apart(t *testing.T) {
-	s := newStoreAt(t, clusterURL(sharedCluster(t)), nil)
+	s := newStoreAt(t, rig.RedisClusterURL(sharedCluster(t)), nil)
 	nodes := map[*batcher]bool{}
 	for p := range Partitions {
 		b := s.pl.batch.of(t.Context(), s.parts[p].wal())

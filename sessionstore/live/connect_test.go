@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/real-rm/chatbox/internal/rig"
+	"github.com/real-rm/chatbox/internal/rig/rigtest"
 	"github.com/real-rm/chatbox/sessionstore"
 )
 
@@ -80,9 +81,9 @@ func instOf(t *testing.T, c redis.UniversalClient, prefix string, p int) string 
 }
 
 // client connects as production does and makes a first connection.
-func client(t *testing.T, r *redisServer, prefix string) redis.UniversalClient {
+func client(t *testing.T, r *rig.Proc, prefix string) redis.UniversalClient {
 	t.Helper()
-	c := connect(t, r.url(), prefix)
+	c := connect(t, redisURL(r), prefix)
 	require.NoError(t, c.Ping(t.Context()).Err())
 	return c
 }
@@ -111,16 +112,16 @@ func TestConnect_names_a_promoted_primary_anew_and_refuses_replicas(t *testing.T
 	a, b := startRedis(t), startRedis(t)
 	prefix := testPrefix()
 	ca := client(t, a, prefix)
-	plain := redis.NewClient(&redis.Options{Addr: b.addr()})
+	plain := redis.NewClient(&redis.Options{Addr: b.Addr})
 	t.Cleanup(func() { _ = plain.Close() })
-	host, port, _ := strings.Cut(a.addr(), ":")
+	host, port, _ := strings.Cut(a.Addr, ":")
 	require.NoError(t, plain.Do(t.Context(), "replicaof", host, port).Err())
 	require.Eventually(t, func() bool {
 		info, err := plain.Info(t.Context(), "replication").Result()
 		return err == nil && strings.Contains(info, "master_link_status:up")
 	}, 10*time.Second, 20*time.Millisecond)
 
-	cb := connect(t, b.url(), prefix)
+	cb := connect(t, redisURL(b), prefix)
 	require.ErrorIs(t, cb.Ping(t.Context()).Err(), errReplica)
 	require.NoError(t, ca.Set(t.Context(), "x", "1", 0).Err())
 	before := instOf(t, ca, prefix, 9)
@@ -154,9 +155,7 @@ func TestConnect_works_when_redis_is_full(t *testing.T) {
 
 func TestConnect_works_with_a_redis_that_has_no_run_id(t *testing.T) {
 	m := miniredis.NewMiniRedis()
-	port, err := freePort(false)
-	require.NoError(t, err)
-	require.NoError(t, m.StartAddr("127.0.0.1:"+strconv.Itoa(port)))
+	require.NoError(t, m.StartAddr("127.0.0.1:"+strconv.Itoa(rig.FreePort())))
 	t.Cleanup(m.Close)
 	prefix := testPrefix()
 	c := connect(t, "redis://"+m.Addr(), prefix)
@@ -182,9 +181,8 @@ var discard = slog.New(slog.DiscardHandler)
 
 // Through Sentinel the same client works: connections to sentinels are not taken for connections to a server.
 func TestConnect_findsThePrimaryThroughSentinel(t *testing.T) {
-	needRedis(t)
 	s, err := rig.StartSentinel(t.Context(), t.TempDir(), rig.RedisOptions{})
-	require.NoError(t, err)
+	rigtest.Require(t, "redis-server", err)
 	t.Cleanup(s.Kill)
 	prefix := testPrefix()
 	c := connect(t, s.URL(), prefix)

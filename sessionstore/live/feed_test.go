@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/real-rm/chatbox/internal/rig"
 	"github.com/real-rm/chatbox/sessionstore"
 )
 
@@ -112,7 +113,7 @@ func TestFeed_tellsAnotherReplicaWhatChanges(t *testing.T) {
 
 func TestFeed_onACluster(t *testing.T) {
 	t.Parallel() // it waits more than it works
-	s := newStoreAt(t, clusterURL(sharedCluster(t)), nil)
+	s := newStoreAt(t, rig.RedisClusterURL(sharedCluster(t)), nil)
 	feedTellsAll(t, s, beside(t, s, "r2"))
 }
 
@@ -249,7 +250,7 @@ func TestFeed_reportsTheLastMessageOfASecond(t *testing.T) {
 func TestFeed_afterALostConnection(t *testing.T) {
 	t.Parallel() // it waits more than it works
 	srv := startRedis(t)
-	s := newStoreAt(t, srv.url(), nil)
+	s := newStoreAt(t, redisURL(srv), nil)
 	ctx := testContext(t)
 	a, b, forgotten := newSession(t, s), newSession(t, s), newSession(t, s)
 	other := beside(t, s, "r2")
@@ -281,7 +282,7 @@ func TestFeed_readsAgainWhatCouldNotBeRead(t *testing.T) {
 	o.Replica = "r2"
 	o.Subscriber = s.client
 	flaky := &refuser{}
-	o.Client = connect(t, sharedRedis(t).url(), o.Prefix)
+	o.Client = connect(t, redisURL(sharedRedis(t)), o.Prefix)
 	o.Client.AddHook(flaky)
 	other, err := New(o)
 	require.NoError(t, err)

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/real-rm/chatbox/internal/rig"
 	"github.com/real-rm/chatbox/sessionstore"
 )
 
@@ -413,7 +414,7 @@ func TestHold_isLinearizable(t *testing.T) {
 }
 
 func TestHold_isLinearizableOnACluster(t *testing.T) {
-	s := newStoreAt(t, clusterURL(sharedCluster(t)), func(o *Options) { o.HoldLease = 2 * time.Millisecond })
+	s := newStoreAt(t, rig.RedisClusterURL(sharedCluster(t)), func(o *Options) { o.HoldLease = 2 * time.Millisecond })
 	linearizableHolds(t, s, 6)
 }
 

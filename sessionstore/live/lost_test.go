@@ -16,7 +16,7 @@ func unlucky(t *testing.T, other *Store, code string, between func()) *Store {
 	t.Helper()
 	happened := false
 	o := other.o
-	o.Client = connect(t, sharedRedis(t).url(), o.Prefix)
+	o.Client = connect(t, redisURL(sharedRedis(t)), o.Prefix)
 	o.Client.AddHook(resend(func(cmd redis.Cmder) bool {
 		c, ok := cmd.(*redis.Cmd)
 		if !ok || happened {

@@ -167,7 +167,7 @@ func TestReadmit_ofJoinsAndLeaves(t *testing.T) {
 // Beyond B5: a rebuilt session belongs to whom it belonged, and to nobody for ever.
 func TestRebuild_keepsTheOwner(t *testing.T) {
 	r := startRedis(t)
-	s := newStoreAt(t, r.url(), nil)
+	s := newStoreAt(t, redisURL(r), nil)
 	ctx := testContext(t)
 	help := func(sid string) {
 		h := question(sid, "please")
@@ -261,7 +261,7 @@ func TestRebuild_afterFlushAllRacedByFour(t *testing.T) {
 func rebuildByFour(t *testing.T, first bool) {
 	t.Helper()
 	r := startRedis(t)
-	s := newStoreAt(t, r.url(), nil)
+	s := newStoreAt(t, redisURL(r), nil)
 	other := beside(t, s, "r2")
 	ctx := testContext(t)
 	sid := openSession(t, s, "u1")
@@ -329,7 +329,7 @@ func rebuildByFour(t *testing.T, first bool) {
 
 func TestRebuild_owesWhatNoAnswerNames(t *testing.T) {
 	r := startRedis(t)
-	s := newStoreAt(t, r.url(), nil)
+	s := newStoreAt(t, redisURL(r), nil)
 	ctx := testContext(t)
 	sid := openSession(t, s, "u1")
 	ask(t, s, sid, "answered")
@@ -349,7 +349,7 @@ func TestRebuild_owesWhatNoAnswerNames(t *testing.T) {
 
 func TestRebuild_yieldsToAnotherActiveSession(t *testing.T) {
 	r := startRedis(t)
-	s := newStoreAt(t, r.url(), nil)
+	s := newStoreAt(t, redisURL(r), nil)
 	ctx := testContext(t)
 	sid := openSession(t, s, "u1")
 	doc, events := stored(t, s, sid)

@@ -1,17 +1,9 @@
 package live
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"math/rand/v2"
-	"net"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -21,6 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/real-rm/chatbox/internal/rig"
+	"github.com/real-rm/chatbox/internal/rig/rigtest"
 	"github.com/real-rm/chatbox/sessionstore"
 	"github.com/real-rm/chatbox/sessionstore/seal"
 )
@@ -30,8 +24,8 @@ import (
 var shared struct {
 	sync.Mutex
 	dir     string
-	server  *redisServer
-	cluster []*redisServer
+	server  *rig.Proc
+	cluster []*rig.Proc
 	keyring *seal.Keyring
 }
 
@@ -49,7 +43,7 @@ func testMain(m *testing.M) int {
 	code := m.Run()
 	for _, r := range append(shared.cluster, shared.server) {
 		if r != nil {
-			r.stop()
+			r.Kill()
 		}
 	}
 	err = goleak.Find()
@@ -71,195 +65,38 @@ type quiet struct{}
 
 func (quiet) Printf(context.Context, string, ...any) {}
 
-// redisServer is a redis-server process on the loopback interface.
-type redisServer struct {
-	cmd  *exec.Cmd
-	life io.Closer // a pipe: the server is killed when it closes, also because the test's process has died
-	port int
-	out  bytes.Buffer
-	done chan struct{}
-}
-
-func (r *redisServer) addr() string { return "127.0.0.1:" + strconv.Itoa(r.port) }
-func (r *redisServer) url() string  { return "redis://" + r.addr() }
-
-func (r *redisServer) stop() {
-	_ = r.life.Close()
-	<-r.done
-}
-
-// freePort returns a port below the ephemeral range, where no outgoing connection can take it. A cluster node also
-// needs the one 10000 above.
-func freePort(cluster bool) (int, error) {
-	for range 200 {
-		port := 20000 + rand.IntN(2700)
-		if free(port) && (!cluster || free(port+10000)) {
-			return port, nil
-		}
-	}
-	return 0, errors.New("no free port")
-}
-
-func free(port int) bool {
-	l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port))
-	if err != nil {
-		return false
-	}
-	_ = l.Close()
-	return true
-}
-
-// launchRedis starts a server and waits until it answers.
-func launchRedis(dir string, cluster bool, args ...string) (*redisServer, error) {
-	var last error
-	for range 5 { // somebody may take the port first
-		port, err := freePort(cluster)
-		if err != nil {
-			return nil, err
-		}
-		home := filepath.Join(dir, strconv.Itoa(port))
-		if err := os.MkdirAll(home, 0o700); err != nil {
-			return nil, err
-		}
-		r := &redisServer{port: port, done: make(chan struct{})}
-		all := []string{"--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--dir", home, "--save", "",
-			"--appendonly", "no", "--maxmemory-policy", "noeviction"}
-		if cluster {
-			all = append(all, "--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf",
-				"--cluster-node-timeout", "2000")
-		}
-		const tied = `redis-server "$@" & pid=$!; read -r _; kill -9 $pid; wait $pid`
-		r.cmd = exec.Command("sh", append([]string{"-c", tied, "sh"}, append(all, args...)...)...)
-		r.cmd.Stdout, r.cmd.Stderr = &r.out, &r.out
-		if r.life, err = r.cmd.StdinPipe(); err != nil {
-			return nil, err
-		}
-		if err := r.cmd.Start(); err != nil {
-			return nil, err
-		}
-		go func() { // ends with the process, which stop or the failed wait below ends
-			defer close(r.done)
-			_ = r.cmd.Wait()
-		}()
-		if last = r.await(); last == nil {
-			return r, nil
-		}
-		r.stop()
-	}
-	return nil, last
-}
-
-func (r *redisServer) await() error {
-	client := redis.NewClient(&redis.Options{Addr: r.addr(), MaxRetries: -1})
-	defer client.Close()
-	for range 300 {
-		if client.Ping(context.Background()).Err() == nil {
-			return nil
-		}
-		select {
-		case <-r.done:
-			return fmt.Errorf("redis-server ended: %s", r.out.String())
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-	return errors.New("redis-server does not answer")
-}
-
-// needRedis skips the test on a machine without redis-server, or fails it where services are required.
-func needRedis(tb testing.TB) {
-	tb.Helper()
-	if _, err := exec.LookPath("redis-server"); err == nil {
-		return
-	}
-	if os.Getenv("CHATBOX_REQUIRE_SERVICES") == "1" {
-		tb.Fatal("redis-server is not on PATH")
-	}
-	tb.Skip("redis-server is not on PATH")
-}
+func redisURL(p *rig.Proc) string { return "redis://" + p.Addr }
 
 // startRedis starts a server of the test's own, for tests that flush, fill or kill it.
-func startRedis(tb testing.TB, args ...string) *redisServer {
+func startRedis(tb testing.TB, args ...string) *rig.Proc {
 	tb.Helper()
-	needRedis(tb)
-	r, err := launchRedis(tb.TempDir(), false, args...)
-	require.NoError(tb, err)
-	tb.Cleanup(r.stop)
-	return r
+	return rigtest.RedisWith(tb, rig.RedisOptions{Args: args})
 }
 
 // sharedRedis is the server that tests use which keep to their own prefix.
-func sharedRedis(tb testing.TB) *redisServer {
+func sharedRedis(tb testing.TB) *rig.Proc {
 	tb.Helper()
-	needRedis(tb)
 	shared.Lock()
 	defer shared.Unlock()
 	if shared.server == nil {
-		r, err := launchRedis(shared.dir, false)
-		require.NoError(tb, err)
-		shared.server = r
+		p, err := rig.StartRedis(context.Background(), shared.dir, rig.RedisOptions{})
+		rigtest.Require(tb, "redis-server", err)
+		shared.server = p
 	}
 	return shared.server
 }
 
 // sharedCluster is a cluster of three primaries.
-func sharedCluster(tb testing.TB) []*redisServer {
+func sharedCluster(tb testing.TB) []*rig.Proc {
 	tb.Helper()
-	needRedis(tb)
 	shared.Lock()
 	defer shared.Unlock()
 	if shared.cluster == nil {
-		nodes, err := launchCluster(shared.dir)
-		require.NoError(tb, err)
+		nodes, err := rig.StartRedisCluster(context.Background(), shared.dir, 0, rig.RedisOptions{})
+		rigtest.Require(tb, "redis-server", err)
 		shared.cluster = nodes
 	}
 	return shared.cluster
-}
-
-func launchCluster(dir string) (nodes []*redisServer, err error) {
-	defer func() {
-		if err != nil {
-			for _, n := range nodes {
-				n.stop()
-			}
-		}
-	}()
-	create := []string{"--cluster", "create"}
-	for range 3 {
-		n, err := launchRedis(dir, true)
-		if err != nil {
-			return nodes, err
-		}
-		nodes = append(nodes, n)
-		create = append(create, n.addr())
-	}
-	out, err := exec.Command("redis-cli", append(create, "--cluster-yes")...).CombinedOutput()
-	if err != nil {
-		return nodes, fmt.Errorf("create cluster: %w: %s", err, out)
-	}
-	ctx := context.Background()
-	for _, n := range nodes {
-		client := redis.NewClient(&redis.Options{Addr: n.addr()})
-		ok := false
-		for i := 0; i < 300 && !ok; i++ {
-			info, _ := client.ClusterInfo(ctx).Result()
-			if ok = strings.Contains(info, "cluster_state:ok"); !ok {
-				time.Sleep(20 * time.Millisecond) // polls another process
-			}
-		}
-		_ = client.Close()
-		if !ok {
-			return nodes, errors.New("cluster does not come up")
-		}
-	}
-	return nodes, nil
-}
-
-func clusterURL(nodes []*redisServer) string {
-	addrs := make([]string, len(nodes))
-	for i, n := range nodes {
-		addrs[i] = n.addr()
-	}
-	return "redis+cluster://" + strings.Join(addrs, ",")
 }
 
 func testKeyring(tb testing.TB) *seal.Keyring {
@@ -290,13 +127,13 @@ func connect(tb testing.TB, url, prefix string) redis.UniversalClient {
 // newTestClient returns a client of the shared server.
 func newTestClient(tb testing.TB) redis.UniversalClient {
 	tb.Helper()
-	return connect(tb, sharedRedis(tb).url(), testPrefix())
+	return connect(tb, redisURL(sharedRedis(tb)), testPrefix())
 }
 
 // newTestStore returns a store of its own on the shared server. set may change its options.
 func newTestStore(tb testing.TB, set func(*Options)) *Store {
 	tb.Helper()
-	return newStoreAt(tb, sharedRedis(tb).url(), set)
+	return newStoreAt(tb, redisURL(sharedRedis(tb)), set)
 }
 
 func newStoreAt(tb testing.TB, url string, set func(*Options)) *Store {

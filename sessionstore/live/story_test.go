@@ -12,13 +12,14 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/real-rm/chatbox/internal/rig"
 	"github.com/real-rm/chatbox/sessionstore"
 )
 
 // Promise 44: nothing that was said is in Redis in the clear.
 func TestSecrecy_noCanaryInAnyKey(t *testing.T) {
 	r := startRedis(t)
-	s := newStoreAt(t, r.url(), nil)
+	s := newStoreAt(t, redisURL(r), nil)
 	ctx := testContext(t)
 	const canary = "CANARY-4711"
 	sid := openSession(t, s, "u1")
@@ -53,7 +54,7 @@ func TestSecrecy_noCanaryInAnyKey(t *testing.T) {
 
 func TestFull_refusesNewThingsAndLetsOldOnesEnd(t *testing.T) {
 	r := startRedis(t)
-	s := newStoreAt(t, r.url(), nil)
+	s := newStoreAt(t, redisURL(r), nil)
 	ctx := testContext(t)
 	sid, sid2 := openSession(t, s, "u1"), openSession(t, s, "u2")
 	ask(t, s, sid, "q")
@@ -159,7 +160,7 @@ func story(t *testing.T, s *Store, user string) {
 }
 
 func TestStory_onACluster(t *testing.T) {
-	s := newStoreAt(t, clusterURL(sharedCluster(t)), nil)
+	s := newStoreAt(t, rig.RedisClusterURL(sharedCluster(t)), nil)
 	var conns []Conn
 	for i := range 12 { // partitions on all three nodes
 		user := fmt.Sprintf("u%d", i)
@@ -182,8 +183,8 @@ func TestStory_onMiniredis(t *testing.T) {
 // Every script may be run a second time by a client that has lost the reply to the first.
 func TestScripts_twiceIsOnce(t *testing.T) {
 	r := startRedis(t)
-	s := newStoreAt(t, r.url(), func(o *Options) {
-		client := connect(t, r.url(), o.Prefix)
+	s := newStoreAt(t, redisURL(r), func(o *Options) {
+		client := connect(t, redisURL(r), o.Prefix)
 		client.AddHook(resend(func(cmd redis.Cmder) bool { return strings.HasPrefix(cmd.Name(), "eval") }))
 		o.Client = client
 	})
