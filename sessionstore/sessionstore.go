@@ -164,9 +164,11 @@ type Generation struct {
 	Spent
 	// Conversations is what providers remember of the session, by model id. They are never of another session.
 	Conversations map[string]Conversation
-	// Said, if its ID is set, is the conversation that the answer became a part of, at SaidBy. Finish keeps it.
-	Said   string
-	SaidBy string
+	// Said, if set, is the id of the conversation that the answer became a part of, at the model SaidBy, which was told
+	// the events up to SaidUpTo. Finish keeps it.
+	Said     string
+	SaidBy   string
+	SaidUpTo int64
 
 	Takeovers int  // how often another replica had to go on because the producer fell silent; hand-overs do not count
 	Whole     bool // Redis has never lost anything of the session: it knows of every answer that was given

@@ -116,7 +116,7 @@ func TestAdapters_redirected_refuse(t *testing.T) {
 			requests++
 			return response(r, http.StatusTemporaryRedirect, io.NopCloser(strings.NewReader("")), "Location: http://elsewhere.test/"), nil
 		})), greeting)
-		require.Equal(t, KindInvalid, KindOf(a.err), name)
+		require.Equal(t, KindServer, KindOf(a.err), name)
 		require.Equal(t, 1, requests, name)
 	}
 }

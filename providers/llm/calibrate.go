@@ -39,10 +39,12 @@ func (c *calibration) learn(reported, estimated int64) {
 	c.bits.Store(math.Float64bits(old + calibrationWeight*(now-old)))
 }
 
-// scale corrects an estimate.
-func (c *calibration) scale(u Usage) Usage {
+// scale corrects an estimate, of which the provider may have counted the prompt.
+func (c *calibration) scale(u Usage, counted bool) Usage {
 	f := c.factor()
-	u.In = int64(math.Round(float64(u.In) * f))
+	if !counted {
+		u.In = int64(math.Round(float64(u.In) * f))
+	}
 	u.Out = int64(math.Round(float64(u.Out) * f))
 	u.Total = u.In + u.Out
 	return u

@@ -73,7 +73,7 @@ func (c *call) end(ctx context.Context, err error) (Result, error) {
 	if c.config.reveals(c.requestID) {
 		c.requestID = ""
 	}
-	res := Result{FirstToken: c.first, Duration: time.Since(c.start), RequestID: c.requestID, Usage: c.spent(), Attempts: 1}
+	res := Result{FirstToken: c.first, Duration: time.Since(c.start), RequestID: c.requestID, Usage: c.spent(), Attempts: 1, counted: c.input != nil}
 	if c.emitE != nil {
 		return res, c.emitE
 	}
@@ -112,7 +112,7 @@ func (c *call) failure(ctx context.Context, err error) *Error {
 	case c.body != nil && c.body.err != nil:
 		return newError(KindNetwork, withoutAddress(c.body.err))
 	case c.body != nil:
-		return newError(KindInvalid, errors.New("the answer cannot be read"))
+		return newError(KindServer, errors.New("the answer cannot be read"))
 	default:
 		return newError(KindInvalid, errors.New("the request cannot be made"))
 	}

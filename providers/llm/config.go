@@ -124,8 +124,11 @@ func (c Config) check(i int) error {
 	if r := c.SystemRole; r != "" && r != systemRole && r != developerRole {
 		bad("system_role %q is unknown: %s or %s", r, systemRole, developerRole)
 	}
-	if v := c.Continue; v != "" && v != ContinuePrefix && v != ContinueFinalMessage {
+	switch v := c.Continue; {
+	case v != "" && v != ContinuePrefix && v != ContinueFinalMessage:
 		bad("continue %q is unknown: %s or %s", v, ContinuePrefix, ContinueFinalMessage)
+	case v != "" && (c.API == APIResponses || c.Type == TypeDify), v == ContinueFinalMessage && c.Type == TypeAnthropic:
+		bad("continue %q is not for this api", v) // what it ignores would be said twice
 	}
 	switch {
 	case c.API != "" && c.API != APIChat && c.API != APIResponses:

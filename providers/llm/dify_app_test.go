@@ -217,7 +217,7 @@ var (
 		"error-after-the-end":     {text: "Hello", usage: difyUsage},
 		"unfinished":              {text: "Hello", kind: KindTruncated},
 		"odd-types":               {text: "Hello", usage: Usage{Total: 9}},
-		"not-json":                {text: "Hel", kind: KindInvalid},
+		"not-json":                {text: "Hel", kind: KindServer},
 	}
 )
 

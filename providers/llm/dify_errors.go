@@ -2,7 +2,6 @@ package llm
 
 import (
 	"encoding/json"
-	"errors"
 	"io"
 	"net/http"
 	"strconv"
@@ -16,6 +15,9 @@ type difyError struct {
 	Message string          `json:"message"`
 	Status  json.RawMessage `json:"status"` // a number, sometimes quoted
 }
+
+// innerFailed is Dify's code for any failure of the model behind an app. Each try runs the whole app again.
+const innerFailed = "completion_request_error"
 
 // difyKinds says what Dify's codes mean. Those of HTTP alone are left to classify.
 var difyKinds = map[string]Kind{
@@ -37,7 +39,7 @@ var difyKinds = map[string]Kind{
 	"provider_quota_exceeded":             KindQuota,
 	"rate_limit_error":                    KindQuota, // of the plan, not of the moment
 	"too_many_requests":                   KindRate,
-	"completion_request_error":            KindServer, // of the model behind it
+	innerFailed:                           KindServer,
 	"internal_server_error":               KindServer,
 	"unauthorized":                        KindAuth,
 	"forbidden":                           KindPermission,
@@ -58,7 +60,7 @@ func difyFailure(text []byte, status int) *Error {
 	if (kind == KindInvalid || kind == KindServer) && speaksOfContext(d.Message) {
 		kind = KindContextLength
 	}
-	return &Error{Kind: kind, Retryable: kind.retryable(), Status: status, Code: word(d.Code)}
+	return &Error{Kind: kind, Retryable: kind.retryable() && !redirect(status), Status: status, Code: word(d.Code), once: d.Code == innerFailed}
 }
 
 // difyRefusal makes the error of a response that is not what was asked for.
@@ -67,7 +69,7 @@ func difyRefusal(res *http.Response, body io.Reader) *Error {
 	var d difyError
 	lenient(text, &d)
 	if res.StatusCode < 300 && d.Code == "" {
-		return &Error{Kind: KindInvalid, Status: res.StatusCode, cause: errors.New("the answer is no event stream")}
+		return noStream(res)
 	}
 	e := difyFailure(text, res.StatusCode)
 	e.RetryAfter = retryAfter(res.Header, time.Now())

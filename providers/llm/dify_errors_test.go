@@ -17,6 +17,17 @@ func difyErrorBody(code, message string, status int) string {
 	return fmt.Sprintf(`{"code":%q,"message":%q,"status":%d}`, code, message, status)
 }
 
+// An app is run again once only where the model behind it has failed: each time it may remember the question.
+func TestDify_innerFailures_areTriedTwice(t *testing.T) {
+	for code, requests := range map[string]int{innerFailed: 2, "internal_server_error": 3} {
+		app := newDifyApp(difyAnswer(400, difyErrorBody(code, "no", 400)))
+		s := newDifySet(t, app)
+		s.options.Attempts = 3
+		require.Equal(t, KindServer, askDify(t.Context(), s, Request{}).kind())
+		require.Len(t, app.requests("/chat-messages"), requests, code)
+	}
+}
+
 // Every error of Dify's has the same kind whether it is the answer itself or an event in it.
 func TestDify_errors_becomeKinds(t *testing.T) {
 	tests := []struct {
@@ -79,10 +90,10 @@ func TestDify_answersThatAreNone(t *testing.T) {
 		kind    Kind
 		after   time.Duration
 	}{
-		"a web page":             {200, "<html>Welcome</html>", []string{"Content-Type: text/html; charset=utf-8"}, KindInvalid, 0},
-		"an answer in one piece": {200, `{"answer":"Hello"}`, []string{"Content-Type: application/json"}, KindInvalid, 0},
+		"a web page":             {200, "<html>Welcome</html>", []string{"Content-Type: text/html; charset=utf-8"}, KindServer, 0},
+		"an answer in one piece": {200, `{"answer":"Hello"}`, []string{"Content-Type: application/json"}, KindServer, 0},
 		"an error with 200":      {200, difyErrorBody("provider_quota_exceeded", "no", 400), []string{"Content-Type: application/json"}, KindQuota, 0},
-		"a redirect":             {302, "", []string{"Location: http://elsewhere.test/"}, KindInvalid, 0},
+		"a redirect":             {302, "", []string{"Location: http://elsewhere.test/"}, KindServer, 0},
 		"a proxy's":              {502, "<html>nginx</html>", []string{"Content-Type: text/html"}, KindServer, 0},
 		"with a wish":            {429, difyErrorBody("too_many_requests", "no", 429), []string{"Content-Type: application/json", "Retry-After: 2"}, KindRate, 2 * time.Second},
 		"too long":               {400, difyErrorBody("invalid_param", "prompt is too long", 400), nil, KindContextLength, 0},

@@ -330,7 +330,7 @@ func TestDify_leftBeforeItsEnd_stopsTheRun(t *testing.T) {
 		long := newDifyApp(difyAnswer(200, difyText("Hello")+"data: "+strings.Repeat("x", maxDifyEvent)+"\n\n"))
 		s = newDifySet(t, long)
 		o = askDify(t.Context(), s, Request{})
-		require.Equal(t, KindInvalid, o.kind())
+		require.Equal(t, KindServer, o.kind())
 		s.Close()
 		require.Len(t, long.requests("/stop"), 1)
 	})

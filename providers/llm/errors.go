@@ -15,14 +15,14 @@ const (
 	KindAuth          Kind = "auth"           // the key is wrong: an operator must act
 	KindPermission    Kind = "permission"     // the key may not do this
 	KindNotFound      Kind = "not_found"      // no such model, or no such address
-	KindInvalid       Kind = "invalid"        // the provider does not understand the request, or we its answer
+	KindInvalid       Kind = "invalid"        // the provider does not understand the request
 	KindTooLarge      Kind = "too_large"      // the request is too large in bytes
 	KindContextLength Kind = "context_length" // the conversation is too long for the model
 	KindContent       Kind = "content"        // refused for what the prompt says
 	KindRate          Kind = "rate"           // too many requests
 	KindQuota         Kind = "quota"          // out of credit: an operator must act
 	KindOverloaded    Kind = "overloaded"     // the provider is too busy
-	KindServer        Kind = "server"         // the provider broke
+	KindServer        Kind = "server"         // the provider broke, or what it says is no answer: a page, a redirect, broken JSON
 	KindNetwork       Kind = "network"        // no connection, or it broke
 	KindTimeout       Kind = "timeout"        // no first token in time, or not done in time
 	KindIdle          Kind = "idle"           // the stream fell silent
@@ -41,6 +41,7 @@ type Error struct {
 	Provider   string        // Chatbox id of the model
 	RequestID  string
 
+	once  bool  // may be tried again once only
 	cause error // without addresses and contents; may be nil
 }
 

@@ -3,6 +3,7 @@ package llm
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -98,6 +99,50 @@ func TestFallback_byKind(t *testing.T) {
 				require.Equal(t, "A", o.text)
 				require.Equal(t, "a", o.Model)
 				require.Equal(t, 1, o.Attempts)
+			})
+		})
+	}
+}
+
+// Promise 29: a fallback is given what it can read, which is not what the model that failed can.
+func TestFallback_isGivenWhatItCanRead(t *testing.T) {
+	var given []string
+	reads := func(err error) Provider {
+		return providerFunc(func(_ context.Context, req Request, _ func(Delta) error) (Result, error) {
+			given = append(given, fmt.Sprint(req.Model, " ", req.Messages[0].Content, " ", req.Conversations[req.Model].ID))
+			return Result{Finish: FinishStop}, err
+		})
+	}
+	s := chain(SetOptions{}, reads(fails(KindAuth)), reads(fails(KindQuota)), reads(nil))
+	req := Request{Messages: []Message{{Role: RoleUser, Content: "long"}}}
+	req.Fit = func(model string) ([]Message, map[string]Conversation) {
+		return []Message{{Role: RoleUser, Content: "for " + model}}, map[string]Conversation{model: {ID: "c" + model}}
+	}
+	require.NoError(t, send(t.Context(), s, req).err)
+	require.Equal(t, []string{"a long ", "b for b cb", "c for c cc"}, given)
+}
+
+// Promise 29: where something else answers in the provider's place, a gateway's page say, another model is asked.
+func TestFallback_whenWhatComesIsNoAnswer(t *testing.T) {
+	for name, answer := range map[string]http.RoundTripper{
+		"a page":      always(200, "<html>We are back soon</html>", "Content-Type: text/html"),
+		"a redirect":  always(308, "", "Location: http://elsewhere.test/"),
+		"broken JSON": always(200, "data: {oops\n\n"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				for _, c := range []Config{{Type: TypeOpenAI}, {Type: TypeOpenAI, API: APIResponses}, {Type: TypeAnthropic}, {Type: TypeDify}} {
+					c.ID, c.Model, c.APIKey, c.Endpoint = "a", "upstream", "k", "http://llm.test"
+					p, release, err := newProvider(c, answer)
+					require.NoError(t, err)
+					s := chain(SetOptions{}, p, alwaysSays("B"))
+					o := ask(t.Context(), s, "hi")
+					require.NoError(t, o.err)
+					require.Equal(t, "b", o.Model, "%s %s", c.Type, c.API)
+					if release != nil {
+						release()
+					}
+				}
 			})
 		})
 	}

@@ -74,6 +74,9 @@ type Request struct {
 	// Continue says that the last message is the beginning of the answer, and that only what follows it is wanted. It
 	// may be set for models of which Set.Continues is true.
 	Continue bool
+	// Fit, if not nil, returns Messages and Conversations as they are for a fallback that is about to be asked, which may
+	// be able to read less or more than the model. It is called in the goroutine of Set.Stream.
+	Fit func(model string) ([]Message, map[string]Conversation)
 }
 
 // Delta is a piece of an answer: a text, or a file.
@@ -127,6 +130,8 @@ type Result struct {
 
 	// Attempts counts the requests that were sent; Usage is the sum over them, the rest describes the last one.
 	Attempts int
+
+	counted bool // Usage.In is the provider's own count, although Usage is Estimated
 }
 
 // Provider sends one request to one outside service and never repeats it.

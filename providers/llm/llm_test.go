@@ -1,6 +1,7 @@
 package llm
 
 import (
+	"context"
 	"strings"
 	"testing"
 
@@ -54,12 +55,31 @@ func TestEstimates_learnFromWhatTheModelReports(t *testing.T) {
 	require.Equal(t, got.In+got.Out, got.Total)
 }
 
+// Beyond B8: what an app or a tool puts into the prompt says nothing about how much a word costs.
+func TestEstimates_learnNothingFromPromptsThatAreNotOurs(t *testing.T) {
+	for name, c := range map[string]Config{"app": {ID: "m", Type: TypeDify}, "tools": {ID: "m", Type: TypeOpenAI, API: APIResponses, Tools: []string{ToolWebSearch}}} {
+		s := newSet(SetOptions{})
+		s.add(c, &fakeProvider{turns: []turn{{usage: Usage{In: 4000, Out: 5, Total: 4005}}}}, nil)
+		send(t.Context(), s, Request{Messages: []Message{{Role: RoleUser, Content: strings.Repeat("word ", 80)}}})
+		require.InDelta(t, 1, s.TokenFactor("m"), 0, name)
+	}
+}
+
+// Beyond B8: a prompt that the provider has counted is not estimated, although the rest of the answer is.
+func TestEstimates_leaveACountedPromptAlone(t *testing.T) {
+	s := newSetOf(providerFunc(func(context.Context, Request, func(Delta) error) (Result, error) {
+		return Result{Usage: Usage{In: 100, Cached: 90, Out: 50, Total: 150, Estimated: true}, counted: true}, nil
+	}), SetOptions{})
+	s.entry("m").tokens.learn(150, 100)
+	require.Equal(t, Usage{In: 100, Cached: 90, Out: 75, Total: 175, Estimated: true}, send(t.Context(), s, greeting).Usage)
+}
+
 func TestEstimates_doNotLearnNonsense(t *testing.T) {
 	var c calibration
 	c.learn(0, 100)
 	c.learn(-5, 100)
 	c.learn(1000, 10)
-	require.Equal(t, Usage{In: 10, Out: 20, Total: 30, Estimated: true}, c.scale(Usage{In: 10, Out: 20, Total: 30, Estimated: true}))
+	require.Equal(t, Usage{In: 10, Out: 20, Total: 30, Estimated: true}, c.scale(Usage{In: 10, Out: 20, Total: 30, Estimated: true}, false))
 	for range 100 {
 		c.learn(1<<40, 100)
 	}

@@ -79,6 +79,9 @@ func (q *question) answer(ctx context.Context) (Result, error) {
 			return res, cancelled(ctx, model)
 		case i >= 0:
 			model, rest = rest[i], rest[i+1:]
+			if q.req.Fit != nil {
+				q.req.Messages, q.req.Conversations = q.req.Fit(model)
+			}
 			if q.obs.Fallback != nil {
 				q.obs.Fallback(model, why)
 			}
@@ -189,14 +192,21 @@ func (q *question) request(ctx context.Context, e *entry, try int) (Result, erro
 	req.Model = id
 	res, err := e.provider.Stream(ctx, req, q.show)
 	if res.Usage.Estimated {
-		res.Usage = e.tokens.scale(res.Usage)
-	} else if !slices.ContainsFunc(q.req.Messages, func(m Message) bool { return len(m.Files) > 0 }) { // which are not estimated
+		res.Usage = e.tokens.scale(res.Usage, res.counted)
+	} else if e.teaches(q.req.Messages) {
 		e.tokens.learn(res.Usage.In, estimatePrompt(q.req.Messages))
 	}
 	q.set.report(ctx, e.config, try, res, err)
 	q.spent = q.spent.Plus(res.Usage)
 	q.set.announce(ctx, id, p.end(err))
 	return q.result(id, res), err
+}
+
+// teaches says whether the model's count of such a prompt is one of what was sent as text. Files are not estimated, and
+// what an app adds of its own, or what a tool has found, says nothing about how much a word costs.
+func (e *entry) teaches(prompt []Message) bool {
+	return e.config.Type != TypeDify && len(e.config.Tools) == 0 &&
+		!slices.ContainsFunc(prompt, func(m Message) bool { return len(m.Files) > 0 })
 }
 
 // result is what is known of the question after a request to a model.
@@ -235,7 +245,8 @@ func (s *Set) long(err error) bool {
 // again decides whether the failure of a try may pass soon, and how long that may take.
 func (s *Set) again(err error, try int) (time.Duration, bool) {
 	var e *Error
-	if !errors.As(err, &e) || !e.Retryable || e.Kind == KindUnavailable || try >= s.options.Attempts || e.RetryAfter > maxRetryAfter {
+	if !errors.As(err, &e) || !e.Retryable || e.Kind == KindUnavailable || try >= s.options.Attempts || try > 1 && e.once ||
+		e.RetryAfter > maxRetryAfter {
 		return 0, false
 	}
 	wait := s.options.BackoffCap

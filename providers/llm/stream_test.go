@@ -66,7 +66,7 @@ var fixtures = map[string]fixture{
 	"error that is a text":                   {content("Hello") + `data: {"error":"out of memory"}` + "\n\n", "Hello", "", Usage{}, KindServer},
 	"an error after usage":                   {content("Hello") + usage29 + midFail, "Hello", "", reported, KindServer},
 	"an error that only says that it is one": {content("Hello") + `data: {"object":"error","message":"out of memory","type":"InternalServerError","param":null,"code":500}` + "\n\n" + ending, "Hello", "", Usage{}, KindServer},
-	"not JSON":                               {content("Hello") + "data: {oops\n\n", "Hello", "", Usage{}, KindInvalid},
+	"not JSON":                               {content("Hello") + "data: {oops\n\n", "Hello", "", Usage{}, KindServer},
 }
 
 // check compares what came of a fixture's request with what should have.
@@ -312,6 +312,12 @@ func TestRequest_continuing_marksTheBeginningOfTheAnswer(t *testing.T) {
 	require.False(t, s.Continues("m"))
 	_, err := NewSet(SetOptions{Providers: []Config{{ID: "m", Type: TypeOpenAI, APIKey: "k", Continue: "somehow"}}})
 	require.ErrorContains(t, err, `continue "somehow" is unknown`)
+	for _, c := range []Config{{Type: TypeDify, Continue: ContinuePrefix}, {Type: TypeOpenAI, API: APIResponses, Continue: ContinuePrefix},
+		{Type: TypeAnthropic, Continue: ContinueFinalMessage}} {
+		c.ID, c.APIKey, c.Endpoint = "m", "k", "http://llm.test"
+		_, err := NewSet(SetOptions{Providers: []Config{c}})
+		require.ErrorContains(t, err, "is not for this api", "it would be said twice: %v", c)
+	}
 }
 
 // The environment belongs to the operator's other programs: none of it reaches a provider.
@@ -345,7 +351,7 @@ func TestRequest_redirected_isRefused(t *testing.T) {
 		http.Redirect(w, r, other+"/v1/chat/completions", http.StatusTemporaryRedirect)
 	})))
 	o := ask(t.Context(), s, "hi")
-	require.Equal(t, KindInvalid, o.kind())
+	require.Equal(t, KindServer, o.kind())
 	require.Equal(t, 1, o.Attempts)
 	require.Zero(t, elsewhere)
 }

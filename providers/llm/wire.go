@@ -66,7 +66,7 @@ func refusal(res *http.Response) *Error {
 	_ = res.Body.Close()
 	object := errorObject(text)
 	if res.StatusCode < 300 && object == nil {
-		return &Error{Kind: KindInvalid, Status: res.StatusCode, cause: errors.New("the answer is no event stream")}
+		return noStream(res)
 	}
 	e := object.failure(res.StatusCode)
 	e.RequestID = requestID(res.Header)
@@ -74,6 +74,13 @@ func refusal(res *http.Response) *Error {
 	if res.Header.Get("X-Should-Retry") == "false" {
 		e.Retryable = false
 	}
+	return e
+}
+
+// noStream is the error of a success that is no answer: the page of a gateway, say.
+func noStream(res *http.Response) *Error {
+	e := newError(KindServer, errors.New("the answer is no event stream"))
+	e.Status = res.StatusCode
 	return e
 }
 
@@ -244,9 +251,12 @@ func (e *wireError) failure(status int) *Error {
 	if out.Code == "" {
 		out.Code = word(typ)
 	}
-	out.Retryable = out.Kind.retryable()
+	out.Retryable = out.Kind.retryable() && !redirect(status)
 	return out
 }
+
+// redirect says whether a status sends somewhere else, where no key of ours goes, however often it is asked.
+func redirect(status int) bool { return status >= 300 && status < 400 }
 
 // classify decides on the code, then on the type, then on the status, which is more precise than words such as
 // server_error and invalid_request_error.
@@ -273,7 +283,7 @@ func classify(code, typ string, status int) Kind {
 		return KindRate
 	case status == http.StatusServiceUnavailable, status == 529:
 		return KindOverloaded
-	case status >= 300 && status < 500, strings.HasPrefix(typ, "invalid_request"):
+	case status >= 400 && status < 500, strings.HasPrefix(typ, "invalid_request"):
 		return KindInvalid
 	default:
 		return KindServer

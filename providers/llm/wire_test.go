@@ -61,8 +61,9 @@ func TestHTTPErrors_becomeKinds(t *testing.T) {
 		"error is a text":        {500, `{"error":"boom"}`, nil, Error{Kind: KindServer, Retryable: true}},
 		"error is a list":        {500, `{"error":[1,2]}`, nil, Error{Kind: KindServer, Retryable: true}},
 		"code is prose":          {400, errorBody("x y", `"a sentence about the prompt"`, "no"), nil, Error{Kind: KindInvalid}},
-		"a web page with 200":    {200, "<html>Welcome</html>", []string{"Content-Type: text/html; charset=utf-8"}, Error{Kind: KindInvalid}},
-		"an answer in one piece": {200, `{"choices":[{"message":{"content":"Hello"}}]}`, []string{"Content-Type: application/json"}, Error{Kind: KindInvalid}},
+		"a web page with 200":    {200, "<html>Welcome</html>", []string{"Content-Type: text/html; charset=utf-8"}, Error{Kind: KindServer, Retryable: true}},
+		"an answer in one piece": {200, `{"choices":[{"message":{"content":"Hello"}}]}`, []string{"Content-Type: application/json"}, Error{Kind: KindServer, Retryable: true}},
+		"a redirect":             {302, "", []string{"Location: http://elsewhere.test/"}, Error{Kind: KindServer}}, // the next will be none better
 		"an error with 200":      {200, errorBody("server_error", "null", "no"), []string{"Content-Type: application/json"}, Error{Kind: KindServer, Code: "server_error", Retryable: true}},
 	}
 	for name, tt := range tests {

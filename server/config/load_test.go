@@ -362,17 +362,19 @@ id = "b"
 type = "anthropic"
 model = "m"
 api = "responses"
+continue = "final_message"
 inputs = { a = "secret-value" }
 [[chatbox.llm.providers]]
 id = "c"
 type = "dify"
+continue = "prefix"
 hosts = ["https://files.example", "files.example/path", "*.example", ""]
 `)
 	for _, want := range []string{
 		"chatbox.llm.retry_budget (", "chatbox.llm.retry_floor (", "chatbox.llm.breaker_failures (", "chatbox.llm.breaker_window (", "chatbox.llm.breaker_open (",
 		"providers[0].tools (", "is for api responses only", "providers[0].tools[0]", `providers[0].api`, `must be chat or responses, is "assistants"`, "providers[0].fallback[0]", "is the provider itself",
 		`providers[0].fallback[2]`, `"b" is named twice`, "providers[0].fallback[3]", `"absent" is not the id of a provider`,
-		"providers[0].files[0]", "providers[0].files[1]", "providers[0].hosts", "providers[1].api", "is for type openai only",
+		"providers[0].files[0]", "providers[0].files[1]", "providers[0].hosts", "providers[1].api", "providers[1].continue", "must be prefix for type anthropic", "providers[2].continue", "is not for type dify", "is for type openai only",
 		"providers[1].inputs", "is for type dify only", "providers[2].hosts[0]", "providers[2].hosts[1]", "providers[2].hosts[2]", "providers[2].hosts[3]",
 	} {
 		assert.Contains(t, text, want)

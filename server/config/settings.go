@@ -189,7 +189,7 @@ type Provider struct {
 	MaxTokensField string `toml:"max_tokens_field"`
 	// Role of the system prompt (system or developer). Empty: the adapter's choice.
 	SystemRole string `toml:"system_role"`
-	// How the server goes on after the beginning of an answer: prefix (DeepSeek, Mistral) or final_message (vLLM). Empty: not at all; an answer that another replica takes over starts again.
+	// How the server goes on after the beginning of an answer: prefix (DeepSeek, Mistral) or final_message (vLLM). Not for type dify and api responses. Empty: not at all; an answer that another replica takes over starts again.
 	Continue string `toml:"continue"`
 	// Further headers of every request, for gateways.
 	Headers map[string]Secret `toml:"headers"`

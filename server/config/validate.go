@@ -240,8 +240,7 @@ func (l *loader) providers(m *LLM) {
 		l.check(slices.Contains([]string{"openai", "anthropic", "dify"}, p.Type), key("type"),
 			"must be openai, anthropic or dify, is %q", clip(p.Type))
 		l.check(p.Model != "" || p.Type == "dify", key("model"), "is required")
-		l.check(slices.Contains([]string{"", "prefix", "final_message"}, p.Continue), key("continue"),
-			"must be prefix or final_message, is %q", clip(p.Continue))
+		l.continues(p, key("continue"))
 		if p.Endpoint != "" {
 			u, err := url.Parse(p.Endpoint)
 			l.check(err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "" && u.User == nil,
@@ -259,6 +258,13 @@ func (l *loader) providers(m *LLM) {
 	case m.DefaultModel != "":
 		l.check(seen[m.DefaultModel], "chatbox.llm.default_model", "%q is not the id of a provider", clip(m.DefaultModel))
 	}
+}
+
+// continues checks how a provider's model is said to go on: what its interface ignores would be said twice.
+func (l *loader) continues(p *Provider, key string) {
+	l.check(slices.Contains([]string{"", "prefix", "final_message"}, p.Continue), key, "must be prefix or final_message, is %q", clip(p.Continue))
+	l.check(p.Continue == "" || p.Type != "dify" && p.API != "responses", key, "is not for type dify or api responses")
+	l.check(p.Continue != "final_message" || p.Type != "anthropic", key, "must be prefix for type anthropic")
 }
 
 // capabilities checks what a provider's model is said to be able to do.

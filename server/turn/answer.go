@@ -51,6 +51,7 @@ type answer struct {
 	mu      sync.Mutex // guards the fields below
 	pending strings.Builder
 	reset   bool          // the next chunk replaces all that was shown
+	nothing bool          // the model has taken back all that was shown, and that has not been published yet
 	first   time.Duration // until there was something to be seen; 0: not yet
 	size    int           // bytes emitted since the last reset
 	closed  bool          // no more text will come
@@ -153,7 +154,7 @@ func (a *answer) emit(d llm.Delta) error {
 	}
 	if d.Replace {
 		a.pending.Reset()
-		a.reset, a.size = true, 0
+		a.reset, a.nothing, a.size = true, true, 0
 	}
 	var err error
 	if room := a.opts.MaxAnswer - a.size; len(d.Text) > room {
@@ -180,24 +181,26 @@ func (a *answer) closeText() {
 	a.signal()
 }
 
-// take returns what waits to be published, and whether there will be more.
-func (a *answer) take() (text string, reset, closed bool) {
+// take returns what waits to be published, if anything does, and whether there will be more. A text that was taken back
+// waits also where nothing has come in its place: it must not stay there to be read.
+func (a *answer) take() (text string, reset, waits, closed bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	text, reset = a.pending.String(), a.reset
 	a.pending.Reset()
-	if text != "" {
-		a.reset = false
+	waits = text != "" || a.nothing
+	if waits {
+		a.reset, a.nothing = false, false
 	}
-	return text, reset, a.closed
+	return text, reset, waits, a.closed
 }
 
 // sendChunks publishes what is pending until the text is closed and all is out, or a write fails for good. It
 // goes on after a stop or a drain, so that the text received before is seen; a fence ends it in the store.
 func (a *answer) sendChunks(ctx context.Context) {
 	for {
-		text, reset, closed := a.take()
-		if text == "" {
+		text, reset, waits, closed := a.take()
+		if !waits {
 			if closed {
 				return
 			}

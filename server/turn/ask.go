@@ -3,6 +3,7 @@ package turn
 import (
 	"context"
 	"errors"
+	"math"
 	"strings"
 	"time"
 
@@ -29,13 +30,13 @@ const (
 // mostConversation bounds the id of a provider's conversation, which we keep.
 const mostConversation = 256
 
-// window is what the model that is to be asked can read.
-func (a *answer) window() window {
+// window is what a model can read.
+func (a *answer) window(model string) window {
 	contextTokens, maxOutput := 0, 0
 	if a.opts.Catalog != nil {
-		contextTokens, maxOutput = a.opts.Catalog.Limits(a.g.ModelID)
+		contextTokens, maxOutput = a.opts.Catalog.Limits(model)
 	}
-	return newWindow(contextTokens, maxOutput, a.factor(a.g.ModelID))
+	return newWindow(contextTokens, maxOutput, a.factor(model))
 }
 
 // factor is by how much estimates of a model's tokens are to be multiplied.
@@ -79,33 +80,43 @@ func (a *answer) ask(ctx context.Context) (llm.Result, error) {
 		return llm.Result{}, err
 	}
 	a.todo = todo
-	w := a.window()
-	req, lines, goesOn := a.request(todo, a.g.Text, w)
-	if goesOn {
+	said := a.g.Text
+	if a.goesOn(said) {
 		a.mu.Lock()
-		a.reset, a.size = false, len(a.g.Text)
+		a.reset, a.size = false, len(said)
 		a.mu.Unlock()
 	}
+	most := window{tokens: math.MaxInt}
+	fit := func(model string) (llm.Request, []line) {
+		return a.request(todo, said, window{tokens: min(a.window(model).tokens, most.tokens)})
+	}
 	a.loading(ctx, 1, "")
-	res, err := a.stream(ctx, req, lines)
+	res, lines, err := a.stream(ctx, fit)
 	if llm.KindOf(err) != llm.KindContextLength || a.began() || ctx.Err() != nil {
 		return res, err
 	}
 	a.log.Warn("conversation too long for the model, asking with half of it", "session_id", a.g.SessionID,
-		"model_id", a.g.ModelID, "tokens", total(lines))
+		"model_id", res.Model, "tokens", total(lines))
 	a.loading(ctx, 2, sayShorter)
-	req, lines, _ = a.request(todo, a.g.Text, w.halved(lines))
-	return a.stream(ctx, req, lines)
+	most = a.window(res.Model).halved(lines)
+	res, _, err = a.stream(ctx, fit)
+	return res, err
 }
 
 // stream sends one request, which the models may repeat or send elsewhere, and keeps the books: whenever a call leaves,
-// it is written down what those before it cost, as far as that is known by then.
-func (a *answer) stream(ctx context.Context, req llm.Request, lines []line) (llm.Result, error) {
+// it is written down what those before it cost, as far as that is known by then. fit makes the request of what a model
+// can read; lines is what was sent last.
+func (a *answer) stream(ctx context.Context, fit func(model string) (llm.Request, []line)) (res llm.Result, lines []line, err error) {
+	req, lines := fit(a.g.ModelID)
+	req.Fit = func(model string) ([]llm.Message, map[string]llm.Conversation) {
+		var other llm.Request
+		other, lines = fit(model)
+		return other.Messages, other.Conversations
+	}
 	before := a.g.Spent
 	about := map[string]string{}
 	a.todo.describe(about, a.g.Questions)
-	prompt := int64(float64(total(lines)+perRequest) * max(a.factor(req.Model), 0.1))
-	calls := 0
+	calls, prompt := 0, int64(0) // of the last call
 	var failed error
 	obs := llm.Observer{
 		Attempt: func(try int, err error) {
@@ -122,6 +133,7 @@ func (a *answer) stream(ctx context.Context, req llm.Request, lines []line) (llm
 			if calls > 0 && !refused(failed) {
 				a.g.Spent = a.g.Plus(sessionstore.Spent{Tokens: prompt, TokensIn: prompt, Estimated: true})
 			}
+			prompt = int64(float64(total(lines)+perRequest) * max(a.factor(model), 0.1))
 			call := sessionstore.Call{ModelID: model, Prompt: prompt, About: about}
 			if err := a.retry(ctx, func(ctx context.Context) error { return a.opts.Store.Book(ctx, a.g, call) }); err != nil {
 				return err
@@ -131,7 +143,7 @@ func (a *answer) stream(ctx context.Context, req llm.Request, lines []line) (llm
 			return nil
 		},
 	}
-	res, err := a.opts.Models.Stream(ctx, req, obs, a.emit)
+	res, err = a.opts.Models.Stream(ctx, req, obs, a.emit)
 	// What is known of all of them now takes the place of what was written down meanwhile.
 	booked := a.g.Calls
 	a.g.Spent = before.Plus(spentOf(res.Usage))
@@ -141,9 +153,18 @@ func (a *answer) stream(ctx context.Context, req llm.Request, lines []line) (llm
 	}
 	// Where nothing was said the provider may not have got the question, or may have forgotten it: it is told again.
 	if id := res.Conversation; id != "" && len(id) <= mostConversation && (err == nil || a.began()) {
-		a.g.Said, a.g.SaidBy = id, res.Model
+		a.g.Said, a.g.SaidBy, a.g.SaidUpTo = id, res.Model, newest(lines)
 	}
-	return res, err
+	return res, lines, err
+}
+
+// newest is the seq of the newest event in what a model was given.
+func newest(lines []line) int64 {
+	seq := int64(0)
+	for _, l := range lines {
+		seq = max(seq, l.seq)
+	}
+	return seq
 }
 
 // refused says whether the provider answered a request with an error, which costs nothing.
@@ -156,13 +177,16 @@ func spentOf(u llm.Usage) sessionstore.Spent {
 	return sessionstore.Spent{Tokens: u.Total, TokensIn: u.In, TokensOut: u.Out, TokensCached: u.Cached, Estimated: u.Estimated}
 }
 
-// request makes the model's request. said is what was published of this very answer by a replica that is gone: a model
-// that can goes on after it, another begins again.
-func (a *answer) request(j job, said string, w window) (req llm.Request, lines []line, goesOn bool) {
+// goesOn says whether the model goes on after what was published of this very answer by a replica that is gone. One that
+// cannot begins again.
+func (a *answer) goesOn(said string) bool { return said != "" && a.opts.Models.Continues(a.g.ModelID) }
+
+// request makes the request, for a model with the window. said is what was published of this very answer by a replica
+// that is gone.
+func (a *answer) request(j job, said string, w window) (req llm.Request, lines []line) {
 	can := a.opts.Models.Continues(a.g.ModelID)
-	goesOn = can && said != ""
 	beginning := j.partial
-	if goesOn {
+	if a.goesOn(said) {
 		beginning += said
 	}
 	var after []line
@@ -174,10 +198,10 @@ func (a *answer) request(j job, said string, w window) (req llm.Request, lines [
 	}
 	lines = append(w.fit(j.before.lines(a.systemPrompt()), total(after)), after...)
 	req = llm.Request{Model: a.g.ModelID, Messages: messagesOf(lines), User: a.g.SessionID, Continue: can && beginning != ""}
-	if j.kind == "" && !goesOn { // else the provider remembers an answer that is not to be there
+	if j.kind == "" && !a.goesOn(said) { // else the provider remembers an answer that is not to be there
 		req.Conversations = known(a.g.Conversations, lines)
 	}
-	return req, lines, goesOn
+	return req, lines
 }
 
 // known says how many of the messages each provider remembers.

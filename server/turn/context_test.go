@@ -220,6 +220,60 @@ func TestTurn_asksOnceMoreWithLessWhenTheConversationIsTooLong(t *testing.T) {
 	}
 }
 
+// A fallback that can read less is given less.
+func TestTurn_fitsTheConversationToTheModelThatIsAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeStore{}
+		for i := range 20 {
+			f.ask(fmt.Sprint("q", i), strings.Repeat("word ", 100))
+			f.events = append(f.events, reply(fmt.Sprint("a", i), fmt.Sprint("q", i)))
+		}
+		f.ask("q", "short")
+		f.owed = []string{"q"}
+		m := &narrow{scripted: &scripted{}}
+		r := newReplica(t, f, m, func(o *Options) { o.Catalog = m })
+		defer r.down()
+		synctest.Wait()
+		r.Start(sid)
+		pass(time.Minute)
+		require.Len(t, m.sizes, 2)
+		assert.Greater(t, m.sizes[0], 2000)
+		assert.Less(t, m.sizes[1], 1000)
+		assert.Less(t, f.prompt, int64(1000), "what is booked is what is sent")
+	})
+}
+
+// narrow is two models, the first of which cannot answer; the other reads a thousand tokens.
+type narrow struct {
+	*scripted
+	sizes []int
+}
+
+func (m *narrow) Limits(id string) (int, int) {
+	if id == "other" {
+		return 1000, 100
+	}
+	return 32000, 1000
+}
+
+func (m *narrow) Stream(ctx context.Context, req llm.Request, obs llm.Observer, emit func(llm.Delta) error) (llm.Result, error) {
+	if err := obs.Book(ctx, "default"); err != nil {
+		return llm.Result{}, err
+	}
+	size := func(messages []llm.Message) (n int) {
+		for _, msg := range messages {
+			n += llm.EstimateTokens(msg.Content)
+		}
+		return n
+	}
+	messages, _ := req.Fit("other")
+	m.sizes = []int{size(req.Messages), size(messages)}
+	if err := obs.Book(ctx, "other"); err != nil {
+		return llm.Result{}, err
+	}
+	return llm.Result{Finish: llm.FinishStop, Model: "other"}, emit(llm.Delta{Text: "ok"})
+}
+
 // crowd is the stores of many sessions.
 type crowd struct {
 	mu     sync.Mutex

@@ -50,6 +50,108 @@ func TestTurn_finishesWhatIsCompleteWhileDraining(t *testing.T) {
 	})
 }
 
+// What a provider takes back is taken back at once, also where it says nothing in its place: it may have been moderated.
+func TestTurn_takesBackWhatTheProviderTakesBack(t *testing.T) {
+	for name, c := range map[string]struct{ after, want string }{"all of it": {"", ""}, "and says something else": {"sorry", "sorry"}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := &fakeStore{}
+				f.ask("q1", "hello")
+				r, stop := start(t, f, fakeModels{stream: func(_ context.Context, _ llm.Request, emit func(llm.Delta) error) (llm.Result, error) {
+					for _, d := range []llm.Delta{{Text: "How to"}, {Replace: true}, {Text: c.after}} {
+						if err := emit(d); err != nil {
+							return llm.Result{}, err
+						}
+						pass(time.Second)
+						if d.Replace {
+							assert.Equal(t, 2, f.attempt)
+							assert.Empty(t, f.text, "nobody reads it any more")
+						}
+					}
+					return llm.Result{Finish: llm.FinishStop}, nil
+				}})
+				defer stop()
+				r.Start(sid)
+				pass(time.Minute)
+				require.Len(t, f.finals, 1)
+				assert.Equal(t, c.want, f.finals[0].Content)
+				assert.Equal(t, c.want == "", f.finals[0].Metadata[sessionstore.MetaFailed] != "")
+				assert.Empty(t, f.finals[0].Metadata[sessionstore.MetaInterrupted])
+			})
+		})
+	}
+}
+
+// A model that has thought until it may write no more has answered nothing: that can be asked for again.
+func TestTurn_failsWhenTheLengthIsUsedUpWithoutAWord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeStore{}
+		f.ask("q1", "hello")
+		r, stop := start(t, f, fakeModels{stream: func(context.Context, llm.Request, func(llm.Delta) error) (llm.Result, error) {
+			return llm.Result{Finish: llm.FinishLength}, nil
+		}})
+		defer stop()
+		r.Start(sid)
+		pass(time.Minute)
+		require.Len(t, f.finals, 1)
+		assert.NotEmpty(t, f.finals[0].Metadata[sessionstore.MetaFailed])
+		assert.Equal(t, offered, f.finals[0].Metadata[sessionstore.MetaHelp])
+		assert.Empty(t, f.finals[0].Metadata[sessionstore.MetaLength])
+	})
+}
+
+// Beyond B1: a Redis that has lost the last chunks of an answer, and nothing else, is no producer that fell silent.
+func TestTurn_beginsAgainWhenRedisHasLostChunks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeStore{}
+		f.onChunk = func(n int) {
+			if n == 3 {
+				f.mu.Lock()
+				defer f.mu.Unlock()
+				f.text, f.chunk = "one ", 1
+			}
+		}
+		f.ask("q1", "hello")
+		r, stop := start(t, f, words(time.Second, "one ", "two ", "three"))
+		defer stop()
+		r.Start(sid)
+		pass(8 * time.Second) // less than the lease
+		require.Len(t, f.finals, 1)
+		assert.Equal(t, "one two three", f.finals[0].Content)
+		assert.Equal(t, 1, f.released)
+		assert.Zero(t, f.takeovers)
+	})
+}
+
+// A provider that remembers conversations knows what it was told, which for another answer is not all that was said.
+func TestTurn_tellsAProviderWhatItMissedForAnOlderAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeStore{}
+		var told []string
+		r, stop := start(t, f, fakeModels{stream: func(_ context.Context, req llm.Request, emit func(llm.Delta) error) (llm.Result, error) {
+			seen := req.Conversations["default"].Seen
+			told = append(told, flat(req.Messages[seen:]))
+			return llm.Result{Finish: llm.FinishStop, Model: "default", Conversation: "c"}, emit(llm.Delta{Text: "yes"})
+		}})
+		defer stop()
+		ask := func(ev sessionstore.Event) {
+			f.ask(ev.MessageID, ev.Content)
+			ev.Seq = int64(len(f.events))
+			f.events[len(f.events)-1] = ev
+			r.Start(sid)
+			pass(time.Second)
+			f.events[len(f.events)-1].Seq = int64(len(f.events))
+		}
+		ask(question("q1"))
+		ask(question("q2"))
+		again := question("r")
+		again.Type, again.Target = sessionstore.TypeRegenerate, "answer-q1"
+		ask(again)
+		ask(question("q3"))
+		assert.Equal(t, []string{"u:q1", "u:q2", "u:q1", "u:q2 a:yes u:q3"}, told)
+	})
+}
+
 // A provider that remembers conversations is told a question again that failed without a word: it may never have got it.
 func TestTurn_tellsAProviderAgainWhatItMayNotHaveGot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

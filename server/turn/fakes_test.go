@@ -173,6 +173,9 @@ func (f *fakeStore) Chunk(_ context.Context, g *sessionstore.Generation, delta s
 	if before {
 		return sessionstore.ErrAway
 	}
+	if !reset && attempt == f.attempt && chunk > f.chunk+1 {
+		return sessionstore.ErrGap
+	}
 	if attempt > f.attempt || chunk > f.chunk {
 		if reset {
 			f.text, f.since = "", 0
@@ -217,7 +220,7 @@ func (f *fakeStore) Finish(_ context.Context, g *sessionstore.Generation, ev ses
 	f.owed, f.token, f.text, f.chunk, f.attempt, f.stop = left, "", "", 0, 0, false
 	f.spent, f.settled, f.calls, f.ended = f.spent+ev.Tokens, sessionstore.Spent{}, 0, false
 	if g.Said != "" {
-		f.talks = map[string]sessionstore.Conversation{g.SaidBy: {ID: g.Said, UpTo: g.UpTo, Answer: int64(len(f.events))}}
+		f.talks = map[string]sessionstore.Conversation{g.SaidBy: {ID: g.Said, UpTo: g.SaidUpTo, Answer: int64(len(f.events))}}
 	}
 	if lost {
 		return sessionstore.Appended{}, false, sessionstore.ErrAway

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"time"
 
@@ -136,6 +137,7 @@ func (a *answer) finish(ctx context.Context, result llm.Result, err error) (agai
 	wctx := context.WithoutCancel(ctx)
 	meta := map[string]string{}
 	a.todo.describe(meta, a.g.Questions)
+	said := a.g.Text != "" || a.files.any()
 	switch {
 	case errors.Is(err, errLeaseLost), errors.Is(err, sessionstore.ErrFenced), errors.Is(err, sessionstore.ErrEnded),
 		errors.Is(err, sessionstore.ErrNotFound), errors.Is(err, sessionstore.ErrAssisted):
@@ -143,30 +145,34 @@ func (a *answer) finish(ctx context.Context, result llm.Result, err error) (agai
 		return false
 	case errors.Is(err, errGiven):
 		return a.putBack(wctx, log)
+	case errors.Is(err, sessionstore.ErrGap) && a.run.gap != a.g.AnswerID:
+		// Redis has lost the last chunks, not the lease. Whoever acquires it is told what is there, and that is nobody's
+		// falling silent. Once per run: it must not go round for ever.
+		a.run.gap = a.g.AnswerID
+		log.Warn("answer begun again: Redis has lost a part of it")
+		return a.release(wctx, log)
 	case errors.Is(err, errDrain):
-		if rerr := a.retry(wctx, func(ctx context.Context) error { return a.opts.Store.Release(ctx, a.g) }); rerr != nil {
-			log.Warn("lease not released", "error", rerr.Error())
-			return false
+		if a.release(wctx, log) {
+			log.Info("answer handed over")
 		}
-		log.Info("answer handed over")
 		return false
 	case errors.Is(err, sessionstore.ErrStopped):
 		meta[sessionstore.MetaStopped] = "true"
-	case errors.Is(err, errTooLong), err == nil && result.Finish == llm.FinishLength:
+	case errors.Is(err, errTooLong), err == nil && result.Finish == llm.FinishLength && said:
 		meta[sessionstore.MetaLength] = "true"
-	case err == nil && result.Finish == llm.FinishFilter && (a.g.Text != "" || a.files.any()):
+	case err == nil && result.Finish == llm.FinishFilter && said:
 		meta[sessionstore.MetaInterrupted] = filterWord
 	case err == nil && result.Paused:
 		// The provider's workflow waits for a person: what there is of the answer, also if that is nothing, is all that
 		// the model has to say, and nothing has failed.
 		meta[sessionstore.MetaPaused], meta[sessionstore.MetaHelp] = "true", offered
-	case err != nil, a.g.Text == "" && !a.files.any(), a.g.Text != "" && a.reset: // a reset that was never sent: it is an earlier text
+	case err != nil, !said, a.g.Text != "" && a.reset: // a reset that was never sent: it is an earlier text
 		a.failure(err, meta)
 	}
 	if lost := a.files.describe(meta); lost > 0 {
 		log.Warn("files of an answer were not kept", "files", lost)
 	}
-	if by != a.g.ModelID && (a.g.Text != "" || a.files.any()) {
+	if by != a.g.ModelID && said {
 		meta[sessionstore.MetaAnsweredBy] = a.nameOf(by)
 	}
 	ev := sessionstore.Event{
@@ -200,6 +206,15 @@ func (a *answer) finish(ctx context.Context, result llm.Result, err error) (agai
 		log.Info("answer finished", "bytes", len(a.g.Text), "stopped", meta[sessionstore.MetaStopped] != "")
 	}
 	return again
+}
+
+// release gives the lease back, so that the answer can be gone on with at once.
+func (a *answer) release(ctx context.Context, log *slog.Logger) bool {
+	err := a.retry(ctx, func(ctx context.Context) error { return a.opts.Store.Release(ctx, a.g) })
+	if err != nil {
+		log.Warn("lease not released", "error", err.Error())
+	}
+	return err == nil
 }
 
 // answeredBy is the model that the answer is by, which may be another than the one that was chosen.

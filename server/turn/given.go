@@ -34,11 +34,11 @@ func (a *answer) putBack(ctx context.Context, log *slog.Logger) (again bool) {
 	if a.run.putBack != a.g.AnswerID {
 		a.run.putBack = a.g.AnswerID
 		err := a.opts.Revival.Revive(ctx, sid, "")
-		if rerr := a.retry(ctx, func(ctx context.Context) error { return a.opts.Store.Release(ctx, a.g) }); rerr != nil {
-			err = errors.Join(err, rerr)
-		}
-		if err != nil { // keepers look again
+		released := a.release(ctx, log)
+		if err != nil {
 			log.Warn("answer that was lost not put back", "error", err.Error())
+		}
+		if err != nil || !released { // keepers look again
 			return false
 		}
 		log.Info("answer that was lost put back")

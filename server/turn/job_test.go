@@ -34,6 +34,12 @@ func reply(id, answers string, meta ...string) sessionstore.Event {
 	}
 }
 
+// nothing is an answer without a word.
+func nothing(ev sessionstore.Event) sessionstore.Event {
+	ev.Content = ""
+	return ev
+}
+
 // flat is a prompt in one line.
 func flat(messages []llm.Message) string {
 	var parts []string
@@ -57,6 +63,8 @@ func TestPrompt_showsEachAnswerAsItStands(t *testing.T) {
 		"continued": {[]sessionstore.Event{question("q1"), reply("half", "q1", sessionstore.MetaStopped, "true"), question("q2"), reply("-more", "c q1", sessionstore.MetaContinues, "half")},
 			"u:q1 a:half-more u:q2"},
 		"replacement failed": {[]sessionstore.Event{question("q1"), reply("a1", "q1"), reply("b1", "r q1", sessionstore.MetaReplaces, "a1", sessionstore.MetaFailed, "X")},
+			"u:q1 a:a1"},
+		"stopped before its first word": {[]sessionstore.Event{question("q1"), reply("a1", "q1"), nothing(reply("b1", "r q1", sessionstore.MetaReplaces, "a1", sessionstore.MetaStopped, "true"))},
 			"u:q1 a:a1"},
 		"its first is too old to be known": {[]sessionstore.Event{question("q1"), reply("b1", "r q1", sessionstore.MetaReplaces, "gone")}, "u:q1 a:b1"},
 	} {

@@ -63,8 +63,8 @@ func (t *talk) take(ev sessionstore.Event, at int) {
 		before.text += ev.Content
 		before.seq = max(before.seq, ev.Seq)
 		t.byID[ev.MessageID] = before
-	case replaces && ev.Metadata[sessionstore.MetaFailed] != "" && old.text != "":
-		t.byID[ev.MessageID] = old // what was there before is better than what has failed
+	case replaces && (ev.Metadata[sessionstore.MetaFailed] != "" || ev.Content == "") && old.text != "":
+		t.byID[ev.MessageID] = old // what was there before is better than what has failed, or was stopped before its first word
 	case replaces:
 		old.text = ev.Content
 		old.seq = max(old.seq, ev.Seq)

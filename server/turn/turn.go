@@ -104,6 +104,7 @@ type run struct {
 	answerID string // of the generation held now, empty between generations
 	upTo     int64  // seq of the newest event when that was acquired
 	putBack  string // id of the answer that was last put back from MongoDB; used by the turn alone
+	gap      string // id of the answer that was last begun again because Redis had lost chunks of it; used by the turn alone
 	cancel   context.CancelCauseFunc
 }
 

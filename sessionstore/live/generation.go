@@ -169,7 +169,7 @@ func (s *Store) finish(ctx context.Context, g *sessionstore.Generation, ev sessi
 	}
 	e := sealEvent(f.key, ev)
 	r, err := s.run(ctx, s.sc.final, p.endKeys(ev.SessionID, f.user), append(s.args(p, ev.SessionID, 10),
-		e.id, e.h, e.c, g.Token, g.Attempt, g.Chunk, cost(ev.Spent), ev.ResponseTime, g.SaidBy, g.Said)...)
+		e.id, e.h, e.c, g.Token, g.Attempt, g.Chunk, cost(ev.Spent), ev.ResponseTime, g.SaidBy, g.Said, g.SaidUpTo)...)
 	if err != nil {
 		return sessionstore.Appended{}, false, err
 	}

@@ -336,7 +336,7 @@ func TestConversations_areKeptByModel(t *testing.T) {
 	ask(t, s, sid, "one")
 	g := begin(t, s, sid)
 	ask(t, s, sid, "two")
-	g.Said, g.SaidBy = "id with spaces", "dify"
+	g.Said, g.SaidBy, g.SaidUpTo = "id with spaces", "dify", g.UpTo
 	finish(t, s, &g)
 	g = begin(t, s, sid)
 	c := g.Conversations["dify"]
