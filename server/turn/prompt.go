@@ -63,7 +63,7 @@ func (t *talk) take(ev sessionstore.Event, at int) {
 		before.text += ev.Content
 		before.seq = max(before.seq, ev.Seq)
 		t.byID[ev.MessageID] = before
-	case replaces && (ev.Metadata[sessionstore.MetaFailed] != "" || ev.Content == "") && old.text != "":
+	case replaces && (ev.Metadata[sessionstore.MetaFailed] != "" || silent(ev)) && old.text != "":
 		t.byID[ev.MessageID] = old // what was there before is better than what has failed, or was stopped before its first word
 	case replaces:
 		old.text = ev.Content
@@ -79,6 +79,11 @@ func (t *talk) take(ev sessionstore.Event, at int) {
 		t.answers = append(t.answers, a)
 		t.byID[ev.MessageID] = a
 	}
+}
+
+// silent says whether an answer has neither words nor files.
+func silent(ev sessionstore.Event) bool {
+	return ev.Content == "" && ev.Metadata[sessionstore.MetaFileIDs] == "" && ev.Metadata[sessionstore.MetaLinks] == ""
 }
 
 // upTo is the conversation up to the questions that the answer is to, without it and without what came later.

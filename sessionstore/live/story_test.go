@@ -103,7 +103,7 @@ func story(t *testing.T, s *Store, user string) {
 	require.NoError(t, err)
 	require.NoError(t, s.Book(ctx, &g, sessionstore.Call{ModelID: "m", Prompt: 5}))
 	require.NoError(t, s.Chunk(ctx, &g, "an answer", true))
-	g.Said, g.SaidBy = "conversation", "m"
+	g.Said, g.SaidBy, g.SaidUpTo = "conversation", "m", 2
 	_, _, err = s.Finish(ctx, &g, finalEvent(g))
 	require.NoError(t, err)
 	_, err = s.Touch(ctx, []Conn{{sid, "r1.1"}})

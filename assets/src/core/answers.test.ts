@@ -70,6 +70,12 @@ describe('one place', () => {
     expect(answersOf([failed, answer(5, 'b', 'so', { replaces: 'a' })]).get('a')).toMatchObject({ text: 'so', earlier: [] });
   });
 
+  test('one that was stopped before its first word replaces nothing, one that is a file does', () => {
+    const silent = answer(5, 'b', '', { replaces: 'a', stopped: 'true' });
+    expect(answersOf([a, silent]).get('b')).toMatchObject({ id: 'a', text: 'because', earlier: [], last: { messageId: 'b' } });
+    expect(answersOf([a, answer(5, 'b', '', { replaces: 'a', file_ids: 'f' })]).get('b')).toMatchObject({ text: '', earlier: ['because'] });
+  });
+
   test('whose beginning is not loaded stands on its own', () => {
     expect(eventRows([answer(5, 'b', 'so', { continues: 'a' })]).map((r) => r.key)).toEqual(['ai:b']);
   });

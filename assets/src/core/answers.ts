@@ -73,10 +73,14 @@ function join(before: Said, event: DurableFrame, continues: boolean): Said {
     if (!event.content) return { ...before, last: event };
     return { ...before, parts: [...before.parts, event], last: event, text: before.text + event.content };
   }
-  // What was there before is better than what has failed.
-  if (event.metadata['failed'] && before.text) return { ...before, last: event };
+  // What was there before is better than what has failed, or was stopped before its first word.
+  if ((event.metadata['failed'] || silent(event)) && before.text) return { ...before, last: event };
   const earlier = before.text ? [...before.earlier, before.text] : before.earlier;
   return { ...before, parts: [event], last: event, text: event.content, earlier };
+}
+
+function silent(answer: DurableFrame): boolean {
+  return !answer.content && !answer.metadata['file_ids'] && !answer.metadata['links'];
 }
 
 /** Where another answer is on its way to, and how far it is. At most one is: the server gives them one by one. */

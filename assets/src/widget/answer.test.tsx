@@ -261,6 +261,14 @@ describe('what the service refuses', () => {
     expect(page.state.value.outbox).toEqual([]);
   });
 
+  test('a choice of the session before does not stand for that of the new one', async () => {
+    await act(() => void page.selectModel('m2'));
+    const s = page.state.value;
+    page.state.value = { ...s, outbox: s.outbox.map((e) => ({ ...e, state: 'acked', sessionId: 'before', left: true })) };
+    await act(() => undefined);
+    expect(root.querySelector('select')?.value).toBe('m1');
+  });
+
   test('a wish that cannot be granted is told and forgotten', async () => {
     await press(text.retry);
     await hear(wire.error(last('retry')['message_id'] ?? '', 'BAD_FRAME', false));

@@ -1,4 +1,5 @@
 import { nameOf } from '../core/transcript';
+import type { Entry } from '../core/outbox';
 import type { Model } from '../core/protocol';
 import type { Page } from './page';
 import { Back, Down, Menu, Plus } from './icons';
@@ -65,7 +66,9 @@ function line(page: Page): string {
 function ModelPicker({ page }: { page: Page }) {
   const s = page.state.value;
   if (s.models.length < 2 || s.owner === 'human' || s.ended) return null;
-  const chosen = [...s.outbox].reverse().find((e) => e.type === 'model_select' && e.state !== 'failed')?.modelId;
+  // What the server has taken is in s; what an earlier session was to be asked with says nothing about this one.
+  const mine = (e: Entry): boolean => (e.state === 'queued' || e.state === 'sent') && (!e.sessionId || e.sessionId === s.sessionId);
+  const chosen = [...s.outbox].reverse().find((e) => e.type === 'model_select' && mine(e))?.modelId;
   const now = s.models.find((m) => m.id === (chosen ?? s.modelId));
   return (
     <label class="picker" title={now && reads(now)}>

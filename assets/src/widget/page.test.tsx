@@ -90,7 +90,7 @@ test('what is being tried stands beside the dots and is announced, in our words 
   for (const [o, word] of [
     [{ try: 2, content: 'Trying again' }, text.tryingAgain(2)],
     [{ content: 'Asking Two instead' }, text.askingInstead('Two')],
-    [{ content: 'Leaving out older messages' }, text.leavingOut],
+    [{ try: 2, content: 'Leaving out older messages' }, text.leavingOut],
     [{ content: 'Something new' }, 'Something new'],
   ] as const) {
     await more(loading(o));

@@ -342,8 +342,8 @@ export function createPage(base: URL, tokens: TokenSource) {
 function wordsOf(s: State): string {
   if (!s.loading) return '';
   const { attempt, content } = s.loading;
-  if (attempt > 1) return text.tryingAgain(attempt);
   if (content === 'Leaving out older messages') return text.leavingOut;
+  if (attempt > 1) return text.tryingAgain(attempt);
   const other = s.models.find((m) => content === `Asking ${m.name} instead`);
   return other ? text.askingInstead(other.name) : content;
 }
