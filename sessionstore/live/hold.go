@@ -111,7 +111,8 @@ func (s *Store) leave(ctx context.Context, ev sessionstore.Event, admin string) 
 	}
 	e := sealEvent(key, ev)
 	for range maxRounds {
-		r, err := s.run(ctx, s.sc.leave, p.answerKeys(sid), append(s.args(p, sid, 5), e.id, e.h, e.c, admin, ev.Target)...)
+		r, err := s.run(ctx, s.sc.leave, append(p.answerKeys(sid), p.beat()),
+			append(s.args(p, sid, 5), e.id, e.h, e.c, admin, ev.Target, s.o.HoldLease.Milliseconds())...)
 		if err != nil {
 			return none, err
 		}
@@ -164,7 +165,7 @@ func (s *Store) forgetHold(ctx context.Context, sid string) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.run(ctx, s.sc.leave, p.answerKeys(sid), append(s.args(p, sid, 5), "", "", "", "", "")...)
+	_, err = s.run(ctx, s.sc.leave, append(p.answerKeys(sid), p.beat()), append(s.args(p, sid, 5), "", "", "", "", "", 0)...)
 	if errors.Is(err, sessionstore.ErrNotFound) || errors.Is(err, sessionstore.ErrEnded) || errors.Is(err, sessionstore.ErrNotHolder) {
 		return nil
 	}

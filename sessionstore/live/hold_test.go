@@ -298,6 +298,44 @@ func TestLapse_happensOnceAndNotBeforeItsTime(t *testing.T) {
 	}
 }
 
+// Beyond B5, F8: while Redis is away nobody can renew a hold. It does not lapse when Redis is back, nor does it stick.
+func TestLapse_notAtOnceAfterAnOutage(t *testing.T) {
+	s := newTestStore(t, func(o *Options) { o.HoldLease, o.KeeperLease = 300*time.Millisecond, time.Second })
+	ctx := testContext(t)
+	sid := openSession(t, s, "u1")
+	fence := join(t, s, sid, eve)
+	n, ok := PartitionOf(sid)
+	require.True(t, ok)
+	p := s.parts[n]
+	keep := func(away time.Duration) {
+		at := s.client.Time(ctx).Val().Add(-away).UnixMilli()
+		require.NoError(t, s.client.HSet(ctx, p.beat(), "at", at).Err())
+		c, err := s.pl.keeper.call(ctx, n, true)
+		require.NoError(t, err)
+		invoke(ctx, s.client, []*invocation{c})
+		require.NoError(t, c.err)
+	}
+	late := func() {
+		require.NoError(t, s.client.ZAdd(ctx, p.due(), redisZ(1, "hold:"+sid)).Err())
+	}
+	lapses := func() bool {
+		acted, err := s.lapse(ctx, sid)
+		require.NoError(t, err)
+		return acted
+	}
+	keep(2 * time.Second)
+	late()
+	require.False(t, lapses(), "nobody could renew it")
+	require.NoError(t, s.RenewHold(ctx, sid, "a1", fence))
+	late()
+	require.False(t, lapses())
+	require.Eventually(t, lapses, patience, time.Millisecond, "nobody has")
+	join(t, s, sid, eve)
+	keep(1400 * time.Millisecond) // a keeper died
+	late()
+	require.True(t, lapses())
+}
+
 // Beyond B4: whoever settles a cut that a join has left behind, the admin's words come after it.
 func TestAppend_ofAnAdminComesAfterTheJoin(t *testing.T) {
 	s := newTestStore(t, nil)

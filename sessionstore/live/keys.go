@@ -127,7 +127,8 @@ func (p partition) endKeys(sid, userID string) []string {
 	return append(p.eventKeys(sid, userID), p.spent(userID))
 }
 
-// beat is a hash: at, when a keeper was last here, and until, up to when no session expires; milliseconds of Redis.
+// beat is a hash: at, when a keeper was last here, back, when one was again after an outage, and until, up to when no
+// session expires; milliseconds of Redis.
 func (p partition) beat() string { return string(p) + "beat" }
 
 // eventKeys are KEYS 1-14 of event.lua.
