@@ -85,7 +85,7 @@ func (a *acks) pipeline(ctx context.Context, client redis.UniversalClient, calls
 		cmds[i] = eval(c.script, ctx, pipe, c.keys, c.args...)
 	}
 	wait := pipe.Do(ctx, "wait", a.replicas, a.timeout.Milliseconds())
-	_, _ = pipe.Exec(ctx) // each command has its own error
+	execute(ctx, pipe)
 	unknown = outcomes(calls, cmds)
 	for _, c := range calls {
 		if c.durable && c.err == nil {

@@ -54,8 +54,7 @@ func runPipeline(ctx context.Context, client redis.UniversalClient, calls []*inv
 		for i, c := range calls {
 			cmds[i] = eval(c.script, ctx, pipe, c.keys, c.args...)
 		}
-		// Exec repeats the first error of a command; each command has its own.
-		_, _ = pipe.Exec(ctx)
+		execute(ctx, pipe)
 	}
 	return outcomes(calls, cmds)
 }

@@ -324,8 +324,7 @@ func (g *instGuard) write(ctx context.Context, n node, id string) error {
 		}
 		pipe.Eval(ctx, setInst, []string{key}, id)
 	}
-	cmds, _ := pipe.Exec(ctx)
-	for _, cmd := range cmds {
+	for _, cmd := range execute(ctx, pipe) {
 		if err := cmd.Err(); err != nil && !isElsewhere(err) {
 			return err
 		}

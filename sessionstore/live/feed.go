@@ -252,7 +252,7 @@ func (r *feedReader) list(ctx context.Context) error {
 	for i, p := range parts {
 		cmds[i] = pipe.ZRange(ctx, r.s.parts[p].live(), 0, -1)
 	}
-	_, _ = pipe.Exec(ctx) // each command has its own error
+	execute(ctx, pipe)
 	var errs []error
 	fresh := make(map[int]bool, len(parts))
 	for i, p := range parts {
@@ -283,7 +283,7 @@ func (r *feedReader) report(ctx context.Context, sids []string) error {
 		p, _ := PartitionOf(sid)
 		cmds[i] = pipe.HGetAll(ctx, r.s.parts[p].session(sid).hash())
 	}
-	_, _ = pipe.Exec(ctx) // each command has its own error
+	execute(ctx, pipe)
 	var errs []error
 	for i, sid := range sids {
 		h, err := cmds[i].Result()

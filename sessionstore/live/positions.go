@@ -35,7 +35,7 @@ func (s *Store) Positions(ctx context.Context, sids []string) (map[string]Top, e
 		if len(cmds) == 0 {
 			continue
 		}
-		_, _ = pipe.Exec(ctx) // each command has its own error
+		execute(ctx, pipe)
 		for sid, cmd := range cmds {
 			v, err := cmd.Result()
 			if err != nil {

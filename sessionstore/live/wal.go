@@ -137,7 +137,7 @@ func (s *Store) readDocs(ctx context.Context, batches []sessionstore.WALBatch, d
 	for i, d := range docs {
 		docs[i].cmd = pipe.HGetAll(ctx, s.parts[batches[d.batch].Partition].session(d.sid).hash())
 	}
-	_, _ = pipe.Exec(ctx) // each command has its own error
+	execute(ctx, pipe)
 	var errs []error
 	for _, d := range docs {
 		fields, err := d.cmd.Result()
