@@ -347,6 +347,29 @@ func TestRebuild_owesWhatNoAnswerNames(t *testing.T) {
 	assert.Equal(t, []string{waiting}, g.Questions)
 }
 
+// Beyond B2, B7: Redis has lost two questions and the answer to both. Its author has written the answer again before the
+// questions come back from MongoDB, which does not have the answer yet: neither is answered a second time.
+func TestRebuild_owesNothingForWhatWasAnsweredBeforeItCameBack(t *testing.T) {
+	r := startRedis(t)
+	s := newStoreAt(t, redisURL(r), nil)
+	ctx := testContext(t)
+	sid := openSession(t, s, "u1")
+	first, second := ask(t, s, sid, "first"), ask(t, s, sid, "second")
+	doc, events := stored(t, s, sid)
+	require.NoError(t, s.client.FlushAll(ctx).Err())
+	require.NoError(t, s.Rebuild(ctx, doc, events[:1]))
+	_, err := s.Readmit(ctx, sessionstore.Event{
+		Header: sessionstore.Header{Type: sessionstore.TypeAIResponse, SessionID: sid, MessageID: AnswerID(sid, first), Sender: sessionstore.SenderAI},
+		Body:   sessionstore.Body{Content: "answer", Metadata: map[string]string{sessionstore.MetaAnswers: first + " " + second}},
+	})
+	require.NoError(t, err)
+	require.NoError(t, s.Rebuild(ctx, doc, events))
+	for range 2 { // the first of them would be cleared by its answer's id
+		_, err = s.Acquire(ctx, sid)
+		require.ErrorIs(t, err, sessionstore.ErrNotOwed)
+	}
+}
+
 func TestRebuild_yieldsToAnotherActiveSession(t *testing.T) {
 	r := startRedis(t)
 	s := newStoreAt(t, redisURL(r), nil)

@@ -65,7 +65,9 @@ local delay, lease, help = tonumber(shift()), tonumber(shift()), tonumber(shift(
 if active then
   roll(S, math.max(seen, stored))
   for i = 1, #owed do
-    if added[owed[i][2]] and S.ow ~= 'human' then owe(S, owed[i][1], owed[i][2], now + delay) end
+    -- Its answer may have come back before it (readmit.lua).
+    local open = call('HEXISTS', S.ids, 'answered:' .. owed[i][1]) == 0
+    if added[owed[i][2]] and open and S.ow ~= 'human' then owe(S, owed[i][1], owed[i][2], now + delay) end
   end
 end
 if there then
