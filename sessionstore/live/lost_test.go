@@ -81,6 +81,25 @@ func TestOpen_askedAgainAfterTheEndOfWhatItMade(t *testing.T) {
 	}
 }
 
+// Promise 48, F7: who wants a new session, loses the reply and asks again is given the one it has made, not told that there
+// is one already.
+func TestOpen_askedAgainForANewSessionReturnsWhatItMade(t *testing.T) {
+	s := newTestStore(t, quick)
+	ctx := testContext(t)
+	u := unlucky(t, s, "CREATED", func() {})
+	want := sessionstore.OpenRequest{UserID: "u1", UserName: "Ann", NewOnly: true}
+	o, err := u.Open(ctx, want)
+	require.NoError(t, err)
+	assert.True(t, o.Created)
+	assert.True(t, o.Session.Active)
+	assert.Equal(t, []string{"session_started"}, order(t, s, o.Session.ID))
+
+	var active *sessionstore.ActiveError
+	_, err = u.Open(ctx, want)
+	require.ErrorAs(t, err, &active, "the next one is not it")
+	assert.Equal(t, o.Session.ID, active.SessionID)
+}
+
 // The same of one who reopens a session. It was open, and whoever has ended it since had the last word.
 func TestActivate_askedAgainAfterTheEndOfWhatItReopened(t *testing.T) {
 	s := newTestStore(t, quick)

@@ -133,9 +133,10 @@ func (s *Store) openKeys(p partition, cur, userID, sid string) []string {
 }
 
 func (s *Store) openArgs(p partition, cur string, r sessionstore.OpenRequest, n newcomer) []any {
+	newOnly := r.NewOnly && cur != n.sid // this very call has made that one, and the reply was lost
 	return append(s.args(p, cur, 20),
 		cur, r.Want, r.Position.Epoch, r.Position.Seq, r.ConnID,
-		s.o.Presence.Milliseconds(), s.o.Window.Milliseconds(), r.NewOnly,
+		s.o.Presence.Milliseconds(), s.o.Window.Milliseconds(), newOnly,
 		r.UserID, r.UserName, n.sid, p.channel(n.sid), n.wrapped, r.ModelID,
 		n.started.id, n.started.h, n.started.c, n.ended.id, n.ended.h, n.ended.c)
 }
