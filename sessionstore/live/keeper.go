@@ -208,7 +208,8 @@ func (k *keeper) call(ctx context.Context, p int, want bool) (*invocation, error
 func (k *keeper) register(ctx context.Context, life time.Duration) (live []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, sideTimeout)
 	defer cancel()
-	c, err := k.s.pl.invocation(ctx, k.s.pl.sc.replicas, []string{k.s.parts[0].replicas()}, k.s.replica, life.Milliseconds())
+	c, err := k.s.pl.invocation(ctx, k.s.pl.sc.replicas, []string{k.s.parts[0].replicas(), k.s.parts[0].buried()},
+		k.s.replica, life.Milliseconds(), rand.Text())
 	if err != nil {
 		return nil, fmt.Errorf("renew replica lease: %w", err)
 	}

@@ -157,6 +157,36 @@ func TestKeepScript_leavesTheLeaseToItsHolder(t *testing.T) {
 	require.Empty(t, keep(modeKeep, "a1", "a5"), "a token that has passed is worth nothing")
 }
 
+// F7: who buries a replica and loses the reply is told of it all the same when it asks again; nobody else is.
+func TestReplicasScript_namesTheDeadAgainToWhoBuriedThem(t *testing.T) {
+	s := newTestStore(t, nil)
+	p := s.parts[0]
+	call := func(replica, id string) (live, dead []string) {
+		c, err := s.pl.invocation(t.Context(), s.pl.sc.replicas, []string{p.replicas(), p.buried()}, replica, 60000, id)
+		require.NoError(t, err)
+		invoke(t.Context(), s.client, []*invocation{c})
+		require.NoError(t, c.err)
+		r := c.val.([]any)
+		return texts(r[0]), texts(r[1])
+	}
+	require.NoError(t, s.client.ZAdd(t.Context(), p.replicas(), redisZ(1, "a"), redisZ(2, "b")).Err())
+	for range 2 { // the first reply is lost
+		live, dead := call("c", "c1")
+		require.Equal(t, []string{"c"}, live)
+		require.ElementsMatch(t, []string{"a", "b"}, dead)
+	}
+	for replica, id := range map[string]string{"c": "c2", "d": "d1"} {
+		_, dead := call(replica, id)
+		require.Empty(t, dead, "it was told")
+	}
+	require.NoError(t, s.client.ZAdd(t.Context(), p.replicas(), redisZ(1, "a")).Err())
+	_, dead := call("d", "d2")
+	require.Equal(t, []string{"a"}, dead, "it came back and died again")
+	ttl, err := s.client.PTTL(t.Context(), p.buried()).Result()
+	require.NoError(t, err)
+	require.Positive(t, ttl)
+}
+
 // A node of the cluster that holds the list of replicas may be down while the others work.
 func TestKeeper_renewsLeasesWithoutTheListOfReplicas(t *testing.T) {
 	s := keeping(t, nil)

@@ -29,6 +29,7 @@ const defaultPrefix = "rt:"
 //	keeper        string  fencing token of the partition's keeper                      lapses with the keeper
 //	dead          stream  entries of the WAL that MongoDB will not take, as in wal, and why  until an operator decides
 //	replicas      zset    replica -> end of its lease; one for all, in partition 0     each until it lapses
+//	buried        hash    replica -> call that has found its lease lapsed; beside replicas  a minute after the last
 //
 // Channels, published with PUBLISH, or SPUBLISH on a cluster:
 //
@@ -55,6 +56,7 @@ func (p partition) spent(id string) string    { return string(p) + "b:" + id }
 func (p partition) keeper() string            { return string(p) + "keeper" }
 func (p partition) dead() string              { return string(p) + "dead" }
 func (p partition) replicas() string          { return string(p) + "replicas" }
+func (p partition) buried() string            { return string(p) + "buried" }
 func (p partition) channel(sid string) string { return string(p) + "c:" + sid }
 
 // inbox is the channel of a replica's probes.
