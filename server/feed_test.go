@@ -86,7 +86,7 @@ func TestMergeChunks_makesOneFrameOfSeveral(t *testing.T) {
 func pageOf(p sessionstore.Page, err error) feed {
 	f := newFakeLive()
 	f.ReadFn = func(context.Context, string, sessionstore.Position) (sessionstore.Page, error) { return p, err }
-	return feed{f, fakeReviver(func(string, string) error { return sessionstore.ErrNotFound }), newWhole(noTranscripts{}, &health{}, slog.New(slog.DiscardHandler))}
+	return feed{f, fakeReviver(func(string, string) error { return sessionstore.ErrNotFound }), newWhole(noTranscripts{}, &health{}, newMending().mend, slog.New(slog.DiscardHandler))}
 }
 
 func TestFeed_readsAPageMessageByMessage(t *testing.T) {

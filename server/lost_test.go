@@ -423,7 +423,7 @@ func TestFeed_bringsBackWhatRedisHasLost(t *testing.T) {
 	source := feed{f, fakeReviver(func(what, sid string) error {
 		asked, lost = append(asked, what+" "+sid), err != nil
 		return err
-	}), newWhole(noTranscripts{}, &health{}, slog.New(slog.DiscardHandler))}
+	}), newWhole(noTranscripts{}, &health{}, newMending().mend, slog.New(slog.DiscardHandler))}
 	_, got := source.Read(t.Context(), "p01-s", hub.Position{})
 	require.ErrorIs(t, got, sessionstore.ErrArchive)
 	require.NotErrorIs(t, got, hub.ErrLost)

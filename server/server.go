@@ -138,6 +138,7 @@ type Server struct {
 	sockets atomic.Int64  // open or being opened
 	addrs   addresses
 	revival Reviver
+	mend    *mend
 	health  health
 }
 
@@ -155,8 +156,10 @@ func New(deps Deps) (*Server, error) {
 	s := &Server{deps: deps, opts: deps.Options, log: deps.Log, opening: make(chan struct{}, deps.Options.OpensInFlight)}
 	s.addrs.most = deps.Options.PerAddress
 	s.revival = prompt{deps.Revival, &s.health}
+	s.mend = newMend(s.revival, s.log.With("component", "mend"))
 	h, err := hub.New(hub.Options{
-		Source: feed{deps.Live, s.revival, newWhole(deps.History, &s.health, s.log.With("component", "feed"))}, QueueBytes: s.opts.QueueBytes, MaxFrame: protocol.MaxFrame, WriteWait: s.opts.WriteWait,
+		Source:     feed{deps.Live, s.revival, newWhole(deps.History, &s.health, s.mend, s.log.With("component", "feed"))},
+		QueueBytes: s.opts.QueueBytes, MaxFrame: protocol.MaxFrame, WriteWait: s.opts.WriteWait,
 		Merge: mergeChunks, Idle: s.opts.Idle, PingEvery: s.opts.PingEvery, Log: s.log.With("component", "hub"),
 	})
 	if err != nil {
@@ -200,6 +203,7 @@ func (s *Server) Run(ctx context.Context) error {
 	})
 	g.Go(func() error { return s.keepPresence(ctx) })
 	g.Go(func() error { return s.sweepTails(ctx) })
+	g.Go(func() error { return s.mend.Run(ctx) })
 	g.Go(func() error { return s.watchTokens(ctx) })
 	if s.deps.Authored != nil {
 		g.Go(func() error { return s.deps.Authored.Run(ctx) })

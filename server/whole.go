@@ -24,22 +24,28 @@ type Transcripts interface {
 }
 
 // whole completes snapshots of sessions of which Redis has lost events that MongoDB has. Without it a user would not see
-// a question and its answer that were flushed, but not replicated, before a failover. Safe for concurrent use.
+// a question and its answer that were flushed, but not replicated, before a failover. Redis is given back what it lacks
+// afterwards. Safe for concurrent use.
 type whole struct {
 	history Transcripts
 	health  *health
+	mend    *mend
 	log     *slog.Logger
 	places  chan struct{}
 }
 
-func newWhole(history Transcripts, h *health, log *slog.Logger) *whole {
-	return &whole{history: history, health: h, log: log, places: make(chan struct{}, wholeAtOnce)}
+func newWhole(history Transcripts, h *health, m *mend, log *slog.Logger) *whole {
+	return &whole{history: history, health: h, mend: m, log: log, places: make(chan struct{}, wholeAtOnce)}
 }
 
 // complete adds to a snapshot what MongoDB has of its newest events and the log does not. When that cannot be read the
 // snapshot stays as it is: a client that asks for older messages is given them later.
 func (w *whole) complete(ctx context.Context, sessionID string, p *sessionstore.Page) {
-	if !lacking(p) || w.health.archiveOff.Load() {
+	if !lacking(p) {
+		return
+	}
+	if w.health.archiveOff.Load() {
+		w.mend.Ask(sessionID, p.Epoch) // what is missing, if anything is, shows when MongoDB is back
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, wholeWait)
@@ -48,6 +54,7 @@ func (w *whole) complete(ctx context.Context, sessionID string, p *sessionstore.
 	case w.places <- struct{}{}:
 		defer func() { <-w.places }()
 	case <-ctx.Done():
+		w.mend.Ask(sessionID, p.Epoch)
 		return
 	}
 	t, err := w.history.Page(ctx, sessionID, p.Seq+1, live.SnapshotEvents)
@@ -55,11 +62,13 @@ func (w *whole) complete(ctx context.Context, sessionID string, p *sessionstore.
 		if err != nil && !errors.Is(err, sessionstore.ErrArchive) && ctx.Err() == nil {
 			w.log.Warn("snapshot not completed", "session_id", sessionID, "error", err.Error())
 		}
+		w.mend.Ask(sessionID, p.Epoch)
 		return
 	}
 	if there(p, t.Events) {
 		return // nothing was missing
 	}
+	w.mend.Ask(sessionID, p.Epoch)
 	size, from := 0, len(t.Events)
 	messages := make([]sessionstore.Message, 0, len(t.Events))
 	for i, ev := range slices.Backward(t.Events) {

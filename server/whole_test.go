@@ -68,9 +68,11 @@ func TestSnapshot_isCompletedFromMongoDBWhereRedisLacksEvents(t *testing.T) {
 		"nothing left":           {snapshotOf(1005, true), []int64{1, 2, 3, 4, 5}, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := &transcripts{n: 5}
-			w := newWhole(f, &health{}, slog.New(slog.DiscardHandler))
+			f, m := &transcripts{n: 5}, newMending()
+			w := newWhole(f, &health{}, m.mend, slog.New(slog.DiscardHandler))
 			w.complete(t.Context(), "p01-s", &c.page)
+			m.round(t.Context())
+			assert.Len(t, m.calls, c.asks, "what Redis lacks it is given back")
 			var got []int64
 			for _, m := range c.page.Messages {
 				got = append(got, m.Seq)
@@ -94,7 +96,7 @@ func TestSnapshot_ofManyEventsIsCompletedToo(t *testing.T) {
 		}
 	}
 	page := snapshotOf(live.SnapshotEvents+5, true, seqs...)
-	newWhole(&transcripts{n: live.SnapshotEvents + 5}, &health{}, slog.New(slog.DiscardHandler)).complete(t.Context(), "p01-s", &page)
+	newWhole(&transcripts{n: live.SnapshotEvents + 5}, &health{}, newMending().mend, slog.New(slog.DiscardHandler)).complete(t.Context(), "p01-s", &page)
 	var got []int64
 	for _, m := range page.Messages {
 		got = append(got, m.Seq)
@@ -108,7 +110,7 @@ func TestSnapshot_doesNotWaitForAMongoDBThatIsAway(t *testing.T) {
 	f, h := &transcripts{n: 5}, &health{}
 	h.archiveOff.Store(true)
 	page := snapshotOf(5, true, 1, 2, 5)
-	newWhole(f, h, slog.New(slog.DiscardHandler)).complete(t.Context(), "p01-s", &page)
+	newWhole(f, h, newMending().mend, slog.New(slog.DiscardHandler)).complete(t.Context(), "p01-s", &page)
 	require.Len(t, page.Messages, 3)
 	require.Zero(t, f.asked)
 }

@@ -432,3 +432,45 @@ func TestResent_whatOnlyMongoDBHasIsPutBack(t *testing.T) {
 	require.Equal(t, http.StatusOK, c.request(http.MethodGet, c.lb(), "/chat/sessions/"+u.sessionID+"/messages", u.token, &page))
 	assert.Len(t, page.Items, len(stored))
 }
+
+// Beyond B2, F9, Promise 10: Redis loses a question that MongoDB has, and with it that an answer was owed and under way. The
+// user's device has let go of the question, since it is durable, and shows it: it is answered, once.
+func TestLostQuestion_thatMongoDBHasIsAnswered(t *testing.T) {
+	c := start(t, options{env: quick})
+	u, tab := c.online("asker", 0), c.online("asker", 1)
+	asks(t, u, "!tokens 3")
+	c.kept(u.sessionID)
+	at := u.at()
+	question, err := u.send(t.Context(), "!tokens 200 50")
+	require.NoError(t, err)
+	require.NoError(t, u.until(t.Context(), 10*time.Second, "a piece of the answer", func() bool { return len(u.running) > 0 }))
+	u.mu.Lock()
+	first, epoch := u.acked[question], u.epoch
+	u.mu.Unlock()
+	c.flushed(u.sessionID, first)
+	tag := "rt:{" + u.sessionID[:3] + "}:"
+	key := tag + "s:" + u.sessionID
+	_, err = c.client.TxPipelined(t.Context(), func(p redis.Pipeliner) error {
+		p.Del(t.Context(), key+":gen", key+":gc", key+":ask")
+		p.ZRem(t.Context(), tag+"due", "ask:"+u.sessionID, "gen:"+u.sessionID)
+		p.HSet(t.Context(), key, "d", at)
+		return nil
+	})
+	require.NoError(t, err)
+	c.tail(u.sessionID, at)
+
+	for _, who := range []*user{u, tab} {
+		require.NoError(t, who.untilAnswered(t.Context(), question, 60*time.Second), who.id)
+		who.mu.Lock()
+		assert.NotEqual(t, epoch, who.epoch, "the fault did not happen")
+		assert.Equal(t, first, who.acked[question], "it keeps its number")
+		who.mu.Unlock()
+	}
+	finals := 0
+	for _, ev := range c.same(t, u, tab) {
+		if ev.Type == sessionstore.TypeAIResponse && strings.Contains(ev.Metadata[sessionstore.MetaAnswers], question) {
+			finals++
+		}
+	}
+	assert.Equal(t, 1, finals)
+}
