@@ -87,7 +87,15 @@ func (s *Store) letter(ctx context.Context, what string, partition int, id strin
 		return false, fmt.Errorf("%s a dead letter: there is no partition %d", what, partition)
 	}
 	p := s.parts[partition]
-	r, err := s.run(ctx, s.pl.sc.letter, []string{p.dead(), p.wal()}, what, id)
+	sid := ""
+	entries, err := s.client.XRangeN(ctx, p.dead(), id, id, 1).Result()
+	if err == nil && len(entries) > 0 {
+		sid, _ = entries[0].Values["k"].(string)
+	}
+	var r reply
+	if err == nil {
+		r, err = s.run(ctx, s.pl.sc.letter, []string{p.dead(), p.wal(), p.doc(), p.session(sid).hash()}, what, id)
+	}
 	if err != nil {
 		return false, fmt.Errorf("%s dead letter %s of partition %d: %w", what, id, partition, err)
 	}

@@ -73,6 +73,27 @@ func TestLetters_areListedAndPutBackOnce(t *testing.T) {
 	require.Error(t, err)
 }
 
+// What an operator has dropped is not waited for: the end of a session may be such, and it goes like any other.
+func TestDropLetter_ofANewestEventLetsItsSessionGo(t *testing.T) {
+	s := keeping(t, nil)
+	sid := newSession(t, s)
+	require.NoError(t, s.End(t.Context(), sid, "explicit", ""))
+	b := readOne(t, s, 1000)
+	last := len(b.Entries) - 1
+	require.NoError(t, s.DeadWAL(t.Context(), b, b.Entries[last], "refused: code 1"))
+	b.Entries = b.Entries[:last]
+	require.NoError(t, s.DoneWAL(t.Context(), b))
+	require.Empty(t, ttls(t, s, sid), "it may be put back")
+	require.Less(t, session(t, s, sid).Durable, session(t, s, sid).Seq)
+
+	found, err := s.DropLetter(t.Context(), partOf(t, sid), lettersOf(t, s, partOf(t, sid))[0].ID)
+	require.NoError(t, err)
+	require.True(t, found)
+	require.Equal(t, session(t, s, sid).Seq, session(t, s, sid).Durable)
+	require.NoError(t, s.DoneWAL(t.Context(), readOne(t, s, 1000)))
+	require.NotEmpty(t, ttls(t, s, sid))
+}
+
 // An entry of a form that nobody here writes must not keep its partition from being read.
 func TestReadWAL_readsPastAnEntryOfAnotherForm(t *testing.T) {
 	s := keeping(t, nil)
