@@ -113,8 +113,8 @@ func (a *Authored) Held() int {
 	return len(a.held)
 }
 
-// Run looks after what is kept until ctx ends. What is kept then is looked at once more: the flusher may have been
-// quicker than the last look.
+// Run looks after what is kept until ctx ends. What is kept then is not looked at any more: what Redis loses of it
+// before MongoDB has it is lost, and its question is answered anew.
 func (a *Authored) Run(ctx context.Context) error {
 	tick := time.NewTicker(a.opts.Every)
 	defer tick.Stop()
