@@ -434,9 +434,15 @@ func TestResent_whatOnlyMongoDBHasIsPutBack(t *testing.T) {
 }
 
 // Beyond B2, F9, Promise 10: Redis loses a question that MongoDB has, and with it that an answer was owed and under way. The
-// user's device has let go of the question, since it is durable, and shows it: it is answered, once.
+// user's device has let go of the question, since it is durable, and shows it: it is answered, once; if MongoDB is away
+// just then, when it is back.
 func TestLostQuestion_thatMongoDBHasIsAnswered(t *testing.T) {
-	c := start(t, options{env: quick})
+	t.Run("at once", func(t *testing.T) { answersWhatWasLost(t, start(t, options{env: quick})) })
+	t.Run("when MongoDB is back", func(t *testing.T) { answersWhatWasLost(t, start(t, options{env: quick, farMongo: true})) })
+}
+
+func answersWhatWasLost(t *testing.T, c *cluster) {
+	t.Helper()
 	u, tab := c.online("asker", 0), c.online("asker", 1)
 	asks(t, u, "!tokens 3")
 	c.kept(u.sessionID)
@@ -448,6 +454,9 @@ func TestLostQuestion_thatMongoDBHasIsAnswered(t *testing.T) {
 	first, epoch := u.acked[question], u.epoch
 	u.mu.Unlock()
 	c.flushed(u.sessionID, first)
+	if c.mongoLink != nil {
+		c.mongoLink.Cut()
+	}
 	tag := "rt:{" + u.sessionID[:3] + "}:"
 	key := tag + "s:" + u.sessionID
 	_, err = c.client.TxPipelined(t.Context(), func(p redis.Pipeliner) error {
@@ -458,9 +467,17 @@ func TestLostQuestion_thatMongoDBHasIsAnswered(t *testing.T) {
 	})
 	require.NoError(t, err)
 	c.tail(u.sessionID, at)
+	if c.mongoLink != nil {
+		for _, who := range []*user{u, tab} {
+			require.NoError(t, who.until(t.Context(), 20*time.Second, "a snapshot without the question", func() bool {
+				return who.epoch != epoch && len(who.events) == 3
+			}))
+		}
+		require.NoError(t, c.mongoLink.Heal())
+	}
 
 	for _, who := range []*user{u, tab} {
-		require.NoError(t, who.untilAnswered(t.Context(), question, 60*time.Second), who.id)
+		require.NoError(t, who.untilAnswered(t.Context(), question, 60*time.Second))
 		who.mu.Lock()
 		assert.NotEqual(t, epoch, who.epoch, "the fault did not happen")
 		assert.Equal(t, first, who.acked[question], "it keeps its number")
