@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -65,6 +66,7 @@ type user struct {
 	mu        sync.Mutex // guards the fields below
 	sessionID string
 	epoch     string
+	began     int64 // newest seq when the epoch began
 	seq       int64
 	live      bool
 	events    []frame           // durable events, own messages included, in order
@@ -208,6 +210,9 @@ func (u *user) status(f frame) {
 	case "snapshot":
 		u.snapshots++
 		u.running = map[string]*running{} // it replaces all there is; the running answer follows as a whole
+		if f.Epoch != u.epoch {
+			u.began = f.Seq
+		}
 		u.epoch, u.seq = f.Epoch, f.Seq
 		var first int64
 		kept := u.events
@@ -306,11 +311,13 @@ func (u *user) durable(f frame) {
 		u.fault("seq %d follows %d", f.Seq, u.seq) // Promise 12
 	}
 	u.seq = f.Seq
-	for _, e := range u.events {
-		if e.MessageID == f.MessageID && e.Sender == f.Sender {
+	u.events = slices.DeleteFunc(u.events, func(e frame) bool {
+		same := e.MessageID == f.MessageID && e.Sender == f.Sender
+		if same && (f.Type != "ai_response" || e.Seq > u.began) {
 			u.fault("event %s twice", f.MessageID)
 		}
-	}
+		return same // an answer of an epoch before that Redis has lost, and that is written again, has a new place
+	})
 	u.settle(f)
 	u.events = append(u.events, f)
 	u.owner(f)

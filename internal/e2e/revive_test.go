@@ -5,6 +5,7 @@ package e2e
 import (
 	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -47,10 +48,7 @@ func (c *cluster) same(t *testing.T, users ...*user) []sessionstore.Event {
 	t.Helper()
 	var stored []sessionstore.Event
 	for _, u := range users {
-		u.mu.Lock()
-		sid, seq := u.sessionID, u.seq
-		u.mu.Unlock()
-		stored = c.flushed(sid, seq)
+		stored = c.flushed(u.session(), u.newest())
 		u.mu.Lock()
 		assert.Empty(t, u.faults, u.id)
 		assert.Empty(t, u.own, "%s has messages without an ack", u.id)
@@ -365,6 +363,12 @@ func (c *cluster) lostTail(u *user) (question string) {
 		c.startReplica(i, binary(t))
 	}
 	settled(t, c)
+	for _, r := range c.replicas { // none is still to write which Redis it is that it talks to
+		require.Eventually(t, func() bool {
+			log, err := os.ReadFile(r.Log)
+			return err == nil && strings.Contains(string(log), `"msg":"new redis primary","component":"live"`)
+		}, 10*time.Second, 10*time.Millisecond)
+	}
 	c.tail(u.sessionID, at)
 	return question
 }
