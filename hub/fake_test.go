@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -45,6 +46,8 @@ type record struct {
 	top     int64
 	log     []hub.Message
 	running *hub.Message
+	placed  map[string]hub.Position // where the newest event with a key was put
+	lost    map[string]string       // the first epoch without it
 }
 
 func newSource() *source {
@@ -54,7 +57,7 @@ func newSource() *source {
 func (s *source) record(topic string) *record {
 	r := s.topics[topic]
 	if r == nil {
-		r = &record{epoch: "1"}
+		r = &record{epoch: "1", placed: map[string]hub.Position{}, lost: map[string]string{}}
 		s.topics[topic] = r
 	}
 	return r
@@ -73,8 +76,16 @@ func (s *source) top(topic string) hub.Position {
 	return hub.Position{Epoch: r.epoch, Seq: r.top}
 }
 
-// append stores a durable event and publishes it. It returns the event's seq.
-func (s *source) append(topic, key string) int64 {
+// copy returns the topic as it is in the store now.
+func (s *source) copy(topic string) record {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.record(topic)
+	return record{epoch: r.epoch, top: r.top, placed: maps.Clone(r.placed), lost: maps.Clone(r.lost)}
+}
+
+// append stores a durable event and publishes it. It returns where it is.
+func (s *source) append(topic, key string) hub.Position {
 	r := s.topic(topic)
 	r.bus.Lock()
 	defer r.bus.Unlock()
@@ -83,9 +94,10 @@ func (s *source) append(topic, key string) int64 {
 	m := hub.Message{Topic: topic, Epoch: r.epoch, Seq: r.top, Key: key}
 	m.Data = fmt.Appendf(nil, "event %s %s %d %s", topic, m.Epoch, m.Seq, key)
 	r.log = append(r.log, m)
+	r.placed[key] = hub.Position{Epoch: m.Epoch, Seq: m.Seq}
 	s.mu.Unlock()
 	s.publish(m)
-	return m.Seq
+	return hub.Position{Epoch: m.Epoch, Seq: m.Seq}
 }
 
 // chunk adds a word to the running answer and publishes it; chunk 1 starts the answer.
@@ -155,8 +167,12 @@ func (s *source) newEpoch(topic string, n int) {
 	defer r.bus.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r.log = r.log[:max(0, len(r.log)-n)]
+	kept := max(0, len(r.log)-n)
 	r.epoch += "x"
+	for _, m := range r.log[kept:] {
+		r.lost[m.Key] = r.epoch
+	}
+	r.log = r.log[:kept]
 	r.top += 1000
 }
 

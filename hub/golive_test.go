@@ -202,6 +202,24 @@ func TestResync_doesNotShowAnOldAnswerToWhoIsAhead(t *testing.T) {
 	require.Equal(t, "event s 1 2 k", read(t, second))
 }
 
+// F9: Redis has lost that an answer was begun, not its question: the next one has the same id and begins at the same chunk.
+func TestChunks_ofAnAnswerThatIsBegunAgainInAnotherEpochAreAllShown(t *testing.T) {
+	th := newTestHub(t, hub.Options{})
+	_, ws := th.join(t, "s")
+	for n := 1; n <= 3; n++ {
+		th.source.chunk("s", "a", n)
+		require.Equal(t, fmt.Sprintf("chunk a %d,", n), read(t, ws))
+	}
+	th.source.set(func() { th.source.topics["s"].running = nil })
+	th.source.newEpoch("s", 0)
+	th.source.append("s", "k")
+	require.Equal(t, "snapshot s 1x 1001", read(t, ws))
+	for n := 1; n <= 4; n++ {
+		th.source.chunk("s", "a", n)
+		require.Equal(t, fmt.Sprintf("chunk a %d,", n), read(t, ws))
+	}
+}
+
 // Events that are not durable come at once, also to a client whose topic waits for the store.
 func TestChunks_passWhileTheStoreIsAway(t *testing.T) {
 	th := newTestHub(t, hub.Options{})
@@ -339,9 +357,9 @@ func TestAck_comesInPlaceOfOwnEvent(t *testing.T) {
 	_, wsB := th.join(t, "s")
 	a.Expect("s", "user:1", func(seq int64) []byte { return fmt.Appendf(nil, "ack %d", seq) })
 	th.source.append("s", "other")
-	seq := th.source.append("s", "user:1")
+	at := th.source.append("s", "user:1")
 	th.source.append("s", "other")
-	a.Accepted("s", "user:1", seq)
+	accepted(a, "s", "user:1", at)
 	for _, want := range []string{"event s 1 1 other", "ack 2", "event s 1 3 other"} {
 		require.Equal(t, want, read(t, wsA))
 	}
@@ -355,6 +373,11 @@ func TestAck_comesInPlaceOfOwnEvent(t *testing.T) {
 	require.Equal(t, "event s 1 4 user:2", read(t, wsA))
 }
 
+// accepted is what the server does with what append returned.
+func accepted(c *hub.Client, topic, key string, at hub.Position) {
+	c.Accepted(topic, key, at.Epoch, at.Seq)
+}
+
 func TestAck_comesWhenTheMessageWasInASnapshot(t *testing.T) {
 	th := newTestHub(t, hub.Options{})
 	ack := func(seq int64) []byte { return fmt.Appendf(nil, "ack %d", seq) }
@@ -363,20 +386,54 @@ func TestAck_comesWhenTheMessageWasInASnapshot(t *testing.T) {
 
 	// Accepted before the snapshot.
 	c.Expect("s", "user:1", ack)
-	c.Accepted("s", "user:1", th.source.append("s", "user:1"))
-	th.source.newEpoch("s", 0)
+	accepted(c, "s", "user:1", th.source.append("s", "user:1"))
 	th.source.append("s", "k")
-	require.Equal(t, "snapshot s 1x 1002", read(t, ws))
+	th.source.trim("s", 1)
+	th.Resync("s")
+	require.Equal(t, "snapshot s 1 2", read(t, ws))
 	require.Equal(t, "ack 1", read(t, ws))
 
 	// And after it.
 	c.Expect("s", "user:2", ack)
-	seq := th.source.append("s", "user:2")
-	th.source.newEpoch("s", 0)
+	at := th.source.append("s", "user:2")
+	th.source.append("s", "k")
+	th.source.trim("s", 1)
+	th.Resync("s")
+	require.Equal(t, "snapshot s 1 4", read(t, ws))
+	accepted(c, "s", "user:2", at)
+	require.Equal(t, "ack 3", read(t, ws))
+}
+
+// F9: a number of an epoch that is over says nothing about the log of the next one. The client has no ack of what may be
+// lost, and sends it again.
+func TestAck_neverComesForAnEpochThatIsOver(t *testing.T) {
+	th := newTestHub(t, hub.Options{})
+	ack := func(seq int64) []byte { return fmt.Appendf(nil, "ack %d", seq) }
+	th.source.lose = func(m *hub.Message) bool { return strings.HasPrefix(m.Key, "user:") }
+	c, ws := th.join(t, "s")
+
+	// Accepted before the snapshot.
+	c.Expect("s", "user:1", ack)
+	accepted(c, "s", "user:1", th.source.append("s", "user:1"))
+	th.source.newEpoch("s", 1)
+	th.source.append("s", "k")
+	require.Equal(t, "snapshot s 1x 1002", read(t, ws))
+
+	// And after it.
+	c.Expect("s", "user:2", ack)
+	at := th.source.append("s", "user:2")
+	th.source.newEpoch("s", 1)
 	th.source.append("s", "k")
 	require.Equal(t, "snapshot s 1xx 2004", read(t, ws))
-	c.Accepted("s", "user:2", seq)
-	require.Equal(t, "ack 1003", read(t, ws))
+	accepted(c, "s", "user:2", at)
+
+	// One that the next epoch has, but the client has not got to, is waited for.
+	c.Expect("s", "user:1", ack)
+	th.source.newEpoch("s", 0)
+	accepted(c, "s", "user:1", th.source.append("s", "user:1"))
+	th.Resync("s")
+	require.Equal(t, "snapshot s 1xxx 3005", read(t, ws))
+	require.Equal(t, "ack 3005", read(t, ws))
 }
 
 func TestClient_holdsManyTopics(t *testing.T) {

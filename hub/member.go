@@ -175,9 +175,9 @@ func (c *Client) Forget(topic, key string) {
 	}
 }
 
-// Accepted says that the expected message has been appended. If the client is beyond seq already without having
-// met the message (it was part of a snapshot), the ack is sent now.
-func (c *Client) Accepted(topic, key string, seq int64) {
+// Accepted says where the expected message has been appended. If the client is beyond seq already without having met the
+// message (it was part of a snapshot), the ack is sent now; none is if the client's epoch is another one by then.
+func (c *Client) Accepted(topic, key, epoch string, seq int64) {
 	m := c.member(topic)
 	if m == nil {
 		return
@@ -185,7 +185,7 @@ func (c *Client) Accepted(topic, key string, seq int64) {
 	var k kicks
 	m.t.mu.Lock()
 	if i := m.expected(key); i >= 0 {
-		m.expects[i].seq = seq
+		m.expects[i].at = Position{epoch, seq}
 		m.settleLocked(&k)
 	}
 	m.t.mu.Unlock()

@@ -23,6 +23,7 @@ type watcher struct {
 	c    *hub.Client
 	ws   *websocket.Conn
 	done chan struct{} // closed when the reader has ended
+	log  func() record // what the store holds
 
 	mu     sync.Mutex
 	pos    hub.Position
@@ -36,7 +37,7 @@ type watcher struct {
 func (th *testHub) watch(t testing.TB, topic string, pos hub.Position) *watcher {
 	t.Helper()
 	c, ws := th.dial(t)
-	w := &watcher{c: c, ws: ws, done: make(chan struct{}), pos: pos, mine: map[string]bool{}}
+	w := &watcher{c: c, ws: ws, done: make(chan struct{}), log: func() record { return th.source.copy(topic) }, pos: pos, mine: map[string]bool{}}
 	go w.readAll()
 	require.NoError(t, c.Join(topic, pos, []byte("live")))
 	return w
@@ -80,6 +81,9 @@ func (w *watcher) take(frame string) {
 		if f[3] != duplicated && !w.mine[f[3]] {
 			w.wrong("%q is nobody's", frame)
 		}
+		if without := w.log().lost[f[3]]; f[3] != duplicated && without != "" && !older(w.pos.Epoch, without) {
+			w.wrong("%q after %v, and the log has lost it with %s", frame, w.pos, without)
+		}
 		delete(w.mine, f[3])
 		switch {
 		case pos.Seq == w.pos.Seq+1:
@@ -106,6 +110,21 @@ func (w *watcher) take(frame string) {
 	default:
 		w.wrong("unknown frame %q", frame)
 	}
+}
+
+// older compares epochs of the source, each of which is the one before with another letter.
+func older(a, b string) bool { return a != "gone" && len(a) < len(b) }
+
+// unsettled says whether an ack is still to come: not of what was put under an epoch that the client has left, which
+// it sends again.
+func (w *watcher) unsettled() bool {
+	placed := w.log().placed
+	for key := range w.mine {
+		if placed[key].Epoch == w.pos.Epoch {
+			return true
+		}
+	}
+	return false
 }
 
 func position(epoch, seq string) (p hub.Position) {
@@ -137,7 +156,7 @@ func (w *watcher) sendOwn(s *source, topic, key string) {
 	w.mine[key] = true
 	w.mu.Unlock()
 	w.c.Expect(topic, key, ackOf(s, topic, key))
-	w.c.Accepted(topic, key, s.append(topic, key))
+	accepted(w.c, topic, key, s.append(topic, key))
 }
 
 // rejoin leaves, waits until all that was sent has come, and joins again from there.
@@ -174,7 +193,7 @@ func eventually(t fataler, what string, cond func() bool, w *watcher) {
 }
 
 func (w *watcher) settle(t fataler, s *source, topic string) {
-	eventually(t, "top", func() bool { return w.live && w.pos == s.top(topic) && len(w.mine) == 0 }, w)
+	eventually(t, "top", func() bool { return w.live && w.pos == s.top(topic) && !w.unsettled() }, w)
 	w.check(t)
 	if pos, ok := w.c.Cursor(topic); !ok || pos != s.top(topic) {
 		t.Fatalf("cursor %v, top %v", pos, s.top(topic))

@@ -51,7 +51,7 @@ type member struct {
 // expectation is a message that the client has sent and wants an ack for.
 type expectation struct {
 	key string
-	seq int64 // zero until Accepted
+	at  Position // zero until Accepted
 	ack func(seq int64) []byte
 }
 
@@ -207,6 +207,9 @@ func (m *member) deliverLocked(msg *Message, snapshot, paged bool, k *kicks) {
 		return
 	}
 	m.cursor = Position{msg.Epoch, msg.Seq}
+	if snapshot {
+		m.run = progress{} // Redis may have lost that it ran, and another one have its id
+	}
 	data := msg.Data
 	if i := m.expected(msg.Key); i >= 0 {
 		data = m.expects[i].frame(msg.Seq)
@@ -221,14 +224,15 @@ func (m *member) deliverLocked(msg *Message, snapshot, paged bool, k *kicks) {
 	}
 }
 
-// settleLocked sends the acks that were passed over: of messages inside a snapshot.
+// settleLocked sends the acks that were passed over: of messages inside a snapshot. What was accepted in another epoch
+// gets none: it may be lost. The client sends it again, and gets the ack of whatever became of it.
 func (m *member) settleLocked(k *kicks) {
 	m.expects = slices.DeleteFunc(m.expects, func(e expectation) bool {
-		if e.seq == 0 || e.seq > m.cursor.Seq {
-			return false
+		settled := e.at.Seq > 0 && e.at.Seq <= m.cursor.Seq && e.at.Epoch == m.cursor.Epoch
+		if settled {
+			m.pushLocked(e.frame(e.at.Seq), nil, false, k)
 		}
-		m.pushLocked(e.frame(e.seq), nil, false, k)
-		return true
+		return settled
 	})
 }
 

@@ -92,10 +92,11 @@ func endOf(m sessionstore.Message) *hub.Over {
 	return &hub.Over{Code: hub.CodeEnded, Reason: reasonEnded}
 }
 
-// Reasons of closes at the end of a session.
+// Reasons of closes.
 const (
 	reasonEnded     = "session ended"
 	reasonElsewhere = "session goes on elsewhere"
+	reasonCutOff    = "redis is away from this replica"
 )
 
 // Subscribe makes sure that the session's channel reaches this replica.
@@ -147,21 +148,16 @@ func (d delivery) Message(m sessionstore.Message) {
 // Resync has the hub make sure that nothing was missed.
 func (d delivery) Resync(sessionID string) { d.hub.Resync(sessionID) }
 
-// closeEnded closes the sockets of a session that has ended. A socket that is still catching up gets the event
-// itself as its last frame, so that every client learns the reason.
+// closeEnded closes the sockets of a session that has ended, which have got the event by now. One that is still catching
+// up, or waits for what it has missed, is closed when it gets there: its client would have a hole else.
 func (d delivery) closeEnded(m sessionstore.Message) {
 	if d.hub.Topic(m.SessionID) == 0 {
 		return
 	}
 	over := endOf(m)
 	d.hub.Each(func(c *hub.Client) {
-		at, joined := c.Cursor(m.SessionID)
-		switch {
-		case !joined:
-		case at.Seq >= m.Seq:
+		if at, joined := c.Cursor(m.SessionID); joined && at.Seq >= m.Seq {
 			c.Close(over.Code, over.Reason)
-		default:
-			c.Close(over.Code, over.Reason, m.Frame)
 		}
 	})
 }

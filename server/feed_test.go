@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -264,20 +265,26 @@ func TestEnded_closesTheSocketsOfItsSession(t *testing.T) {
 	}
 }
 
-// A socket that is still catching up learns the reason all the same.
-func TestEnded_tellsSocketsThatAreCatchingUp(t *testing.T) {
+// I4: a socket that is still catching up is closed when it has got there, with all that comes before the end.
+func TestEnded_waitsForSocketsThatAreCatchingUp(t *testing.T) {
 	inBubble(t, func(r *replica) {
 		t := r.t
 		r.live.set(func() {
-			r.live.ReadFn = func(ctx context.Context, _ string, _ sessionstore.Position) (sessionstore.Page, error) {
-				<-ctx.Done()
-				return sessionstore.Page{}, ctx.Err()
+			r.live.ReadFn = func(context.Context, string, sessionstore.Position) (sessionstore.Page, error) {
+				return sessionstore.Page{}, sessionstore.ErrAway
 			}
 		})
 		s := r.dial(t, "ann")
 		assert.Equal(t, "connected", s.names())
 		require.NoError(t, r.live.End(t.Context(), "p01-ann-1", "explicit", ""))
-		assert.Equal(t, "session_ended 2", s.names())
+		assert.Empty(t, s.take())
+		assert.Zero(t, s.code())
+		r.live.set(func() { r.live.ReadFn = nil })
+		time.Sleep(10 * time.Second) // the hub looks again
+		frames := s.take()
+		require.NotEmpty(t, frames)
+		assert.Equal(t, "snapshot", frames[0].String())
+		assert.Equal(t, "session_ended 2", frames[0].Messages[1].String())
 		assert.Equal(t, hub.CodeEnded, s.code())
 	})
 }

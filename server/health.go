@@ -9,6 +9,7 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	"github.com/real-rm/chatbox/hub"
 	"github.com/real-rm/chatbox/sessionstore/flush"
 )
 
@@ -49,10 +50,32 @@ func (s *Server) probe(ctx context.Context) {
 	if on := s.redisReady(time.Now()); ctx.Err() == nil && s.health.redisOn.Swap(on) != on {
 		s.log.Log(ctx, changed(on), "redis availability changed", "component", "health", "available", on)
 	}
+	if seen := s.health.redisSeen.Load(); seen != nil && time.Since(*seen) > moveAfter*s.opts.RedisGrace {
+		s.moveSockets()
+	}
 	off := answers(ctx, s.deps.Archive.Ping) != nil
 	if ctx.Err() == nil && s.health.archiveOff.Swap(off) != off {
 		s.log.Log(ctx, changed(!off), "mongodb availability changed", "component", "health", "available", !off)
 	}
+}
+
+// A replica that has been cut off from Redis for that many times Options.RedisGrace sends its sockets elsewhere: every
+// probe a part of them, so that replicas that are cut off all together are not stormed when Redis is back. What is
+// shorter, such as a failover, nobody needs to move for.
+const (
+	moveAfter = 3
+	movePart  = 10
+)
+
+// moveSockets closes a part of the sockets. Their clients come back, by the balancer on a replica that is ready.
+func (s *Server) moveSockets() {
+	left := (s.hub.Len() + movePart - 1) / movePart
+	s.hub.Each(func(c *hub.Client) {
+		if left > 0 {
+			left--
+			c.Close(hub.CodeOverloaded, reasonCutOff)
+		}
+	})
 }
 
 // changed is the level at which the log tells that something has come or gone. Every start begins with a coming.

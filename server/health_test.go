@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"sync/atomic"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/real-rm/chatbox/hub"
 	"github.com/real-rm/chatbox/sessionstore/live"
 )
 
@@ -95,6 +97,36 @@ func TestReadyz_bearsAShortAbsenceOfRedis(t *testing.T) {
 		}
 		assert.Equal(t, []any{true, "INFO", false, "WARN", true, "INFO"}, said, "only an absence is a warning")
 		s.leave()
+	}, func(d *Deps) { d.Live.(*fakeLive).PingFn = away(&off) })
+}
+
+// F4: a replica that stays cut off from Redis sends its sockets elsewhere, not all at once, and nobody for a short absence.
+func TestRedis_awayForLongMovesTheSockets(t *testing.T) {
+	var off atomic.Bool
+	inBubble(t, func(r *replica) {
+		t := r.t
+		sockets := make([]*socket, 30)
+		for i := range sockets {
+			sockets[i] = r.dial(t, fmt.Sprint("u", i))
+		}
+		closed := func() (n int) {
+			for _, s := range sockets {
+				if s.code() == hub.CodeOverloaded {
+					n++
+				}
+			}
+			return n
+		}
+		off.Store(true)
+		pass(45 * time.Second)
+		assert.Zero(t, closed())
+		pass(5 * time.Second)
+		assert.InDelta(t, 15, closed(), 5)
+		off.Store(false)
+		pass(2 * time.Second)
+		gone := closed()
+		pass(5 * time.Second)
+		assert.Equal(t, gone, closed(), "who is still there when it is back stays")
 	}, func(d *Deps) { d.Live.(*fakeLive).PingFn = away(&off) })
 }
 

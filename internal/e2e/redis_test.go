@@ -46,6 +46,9 @@ func cutOff(t *testing.T, cutLink, heal func(*fault.Link)) {
 	victim := newUser("ann", c.token("ann"))
 	require.NoError(t, victim.connect(t.Context(), c.direct(0)))
 	require.NoError(t, victim.untilLive(t.Context()))
+	stays := newUser("eve", c.token("eve"))
+	require.NoError(t, stays.connect(t.Context(), c.direct(0)))
+	require.NoError(t, stays.untilLive(t.Context()))
 	cr := c.talkStrictly(6, func(i int) string { return c.direct(1 + i%2) }, false)
 
 	cut := time.Now()
@@ -74,6 +77,11 @@ func cutOff(t *testing.T, cutLink, heal func(*fault.Link)) {
 	assert.Equal(t, 200, c.request("GET", c.direct(0), "/chat/healthz", "", nil), "and it is not restarted")
 	assert.Equal(t, 200, c.request("GET", c.direct(1), "/chat/readyz", "", nil))
 	cr.progress(6, 10*time.Second, "the others were stopped")
+	if full() { // it sends its sockets elsewhere
+		require.NoError(t, stays.until(t.Context(), time.Minute, "being moved", func() bool { return stays.closed != 0 }))
+		assert.EqualValues(t, 1013, stays.closed)
+		t.Logf("moved after %v", time.Since(cut).Round(time.Second))
+	}
 
 	heal(c.links[0])
 	require.Eventually(t, func() bool { return c.request("GET", c.direct(0), "/chat/readyz", "", nil) == 200 }, 10*time.Second, 50*time.Millisecond)

@@ -76,10 +76,10 @@ type Conn interface {
 	// Send queues a frame for this connection.
 	Send(frame []byte) bool
 	// Expect says that the event with this key gets an ack on this connection, in the event's place in the
-	// order, in place of the event itself. Forget takes that back, Accepted says which seq the event got.
+	// order, in place of the event itself. Forget takes that back, Accepted says where the event is.
 	Expect(topic, key string, ack func(seq int64) []byte)
 	Forget(topic, key string)
-	Accepted(topic, key string, seq int64)
+	Accepted(topic, key, epoch string, seq int64)
 }
 
 // Options are what New needs. All are required unless said otherwise.
@@ -333,7 +333,7 @@ func (c *Chat) append(ctx context.Context, conn Conn, a sessionstore.Append) (se
 		conn.Send(protocol.AckFrame(sid, id, got.Seq, true))
 		return got, nil
 	}
-	conn.Accepted(sid, key, got.Seq)
+	conn.Accepted(sid, key, got.Epoch, got.Seq)
 	return got, nil
 }
 

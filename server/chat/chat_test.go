@@ -75,7 +75,7 @@ func (f *fake) Append(_ context.Context, a sessionstore.Append) (sessionstore.Ap
 	}
 	f.appends = append(f.appends, a)
 	f.ids[key] = int64(len(f.appends))
-	return sessionstore.Appended{Position: sessionstore.Position{Seq: f.ids[key]}, Owed: a.Owe}, nil
+	return sessionstore.Appended{Position: sessionstore.Position{Epoch: "1-a", Seq: f.ids[key]}, Owed: a.Owe}, nil
 }
 
 func (f *fake) Publish(_ context.Context, e sessionstore.Event) error {
@@ -137,9 +137,9 @@ func (f *fake) Expect(_, k string, ack func(int64) []byte) {
 		panic("ack is not JSON")
 	}
 }
-func (f *fake) Accepted(_, k string, seq int64) {
+func (f *fake) Accepted(_, k, epoch string, seq int64) {
 	delete(f.expects, k)
-	f.sent = append(f.sent, fmt.Sprintf("accepted %s %d", k, seq))
+	f.sent = append(f.sent, fmt.Sprintf("accepted %s %s %d", k, epoch, seq))
 }
 
 // shelf is the fake as MongoDB.
@@ -192,7 +192,7 @@ func TestFrame_acceptsAMessage(t *testing.T) {
 	assert.True(t, a.Owe)
 	assert.Equal(t, "How do I reset my password?", a.Name)
 	assert.Equal(t, []string{sid}, f.started)
-	assert.Equal(t, []string{"accepted user:" + id1 + " 1"}, f.sent)
+	assert.Equal(t, []string{"accepted user:" + id1 + " 1-a 1"}, f.sent)
 }
 
 // The name is made, and sealed by the store, for the first message that has words in it, not for each.
@@ -326,7 +326,7 @@ func TestFrame_tellsNothingOfForeignSessionsInRedis(t *testing.T) {
 	resent := message(id1, "hello")
 	resent.Resent, resent.SessionID = true, "p01-bobs"
 	require.NoError(t, c.Frame(t.Context(), f, from, resent))
-	assert.Equal(t, []string{"accepted user:" + id1 + " 1"}, f.sent)
+	assert.Equal(t, []string{"accepted user:" + id1 + " 1-a 1"}, f.sent)
 	assert.Len(t, f.appends, 1, "it is a new message of the active session")
 }
 

@@ -142,6 +142,14 @@ describe('catching up', () => {
     expect(run([wire.snapshot([], 1_002, { epoch: 'e2' })], s)).toMatchObject({ epoch: 'e2', seq: 1_002, items: [] });
   });
 
+  test('in a new numbering an answer that was under way is gone, and one that begins again is not mixed with it', () => {
+    const s = run([wire.delta('a', 1, 1, 'old '), wire.delta('a', 1, 2, 'text')], ready);
+    const lost = run([wire.snapshot([], 1_002, { epoch: 'e2' })], s);
+    expect(lost.answers).toEqual([]);
+    expect(run([wire.delta('a', 1, 1, 'new '), wire.delta('a', 1, 2, 'words')], lost).answers).toMatchObject([{ text: 'new words', gap: false }]);
+    expect(run([wire.snapshot([], 2)], s).answers).toMatchObject([{ text: 'old text' }]);
+  });
+
   test('pages read before stay when the snapshot joins them, and go when there is a hole', () => {
     const page = [5, 6, 7].map((n) => wire.event(n, 'user_message', `m${n}`, { content: `${n}` }));
     const s = run([wire.snapshot(page, 7, { has_more: true })], ready);

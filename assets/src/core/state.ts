@@ -192,7 +192,8 @@ function snapshot(s: State, f: SnapshotFrame): State {
     seq: f.seq,
     items,
     hasMore: older.length > 0 ? s.hasMore : f.hasMore,
-    answers: s.answers.filter((a) => !hasFinal(items, a.id)),
+    // In a new numbering an answer may have been begun anew, under its id: the running one follows, whole.
+    answers: f.epoch === s.epoch ? s.answers.filter((a) => !hasFinal(items, a.id)) : [],
   };
 }
 
