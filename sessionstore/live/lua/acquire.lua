@@ -30,10 +30,12 @@ end
 if g[1] == 'cut' then return { 'SETTLE' } end
 if S.ow == 'human' then return { 'ASSISTED' } end
 if g[1] == 'run' then
-  -- Its end had been lost and came back, from MongoDB or from its author: there is nothing left to produce.
+  -- Its end had been lost and came back, from MongoDB or from its author: there is nothing left to produce. It has the id
+  -- of its first question. The others may have joined it since, and be owed another one: those that it names were taken
+  -- off by who brought it (rebuild.lua, readmit.lua).
   if g[4] and call('HEXISTS', S.ids, 'ai:' .. g[4]) == 1 then
     idle(S)
-    answered(S, g[5])
+    answered(S, string.match(g[5] or '', '^%S+'))
     return { 'CLEARED' }
   end
   if g[3] == ARGV[9] then return answer(g[2] or '') end -- the reply to this very call was lost

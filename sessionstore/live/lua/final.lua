@@ -10,10 +10,10 @@ if not S then return { 'NOTFOUND' } end
 local known = call('HGET', S.ids, ARGV[7])
 local g = call('HMGET', S.gen, 'tok', 'attempt', 'chunk', 'q')
 if known then
-  -- Not written by this producer, or it would hold no token: its end came back from elsewhere.
+  -- Not written by this producer, or it would hold no token: its end came back from elsewhere (acquire.lua).
   if S.st == 'active' and g[1] and g[1] == ARGV[10] then
     idle(S)
-    answered(S, g[4])
+    answered(S, string.match(g[4] or '', '^%S+'))
   end
   return { 'DUP', S.e, known, call('ZCARD', S.ask) > 0 and '1' or '0' }
 end
