@@ -14,9 +14,11 @@ import (
 func TestAcquire_aLostAnswerThatComesBackAnswersNoMoreThanItDid(t *testing.T) {
 	for name, end := range map[string]func(t *testing.T, s *Store, g *sessionstore.Generation){
 		"nobody is at it": func(t *testing.T, s *Store, g *sessionstore.Generation) {
+			t.Helper()
 			require.NoError(t, s.Release(t.Context(), g))
 		},
 		"somebody is at its end": func(t *testing.T, s *Store, g *sessionstore.Generation) {
+			t.Helper()
 			a, more, err := s.Finish(t.Context(), g, finalEvent(*g))
 			require.NoError(t, err)
 			assert.True(t, a.Duplicate)
