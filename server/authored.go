@@ -116,16 +116,7 @@ func (a *Authored) Held() int {
 // Run looks after what is kept until ctx ends. What is kept then is not looked at any more: what Redis loses of it
 // before MongoDB has it is lost, and its question is answered anew.
 func (a *Authored) Run(ctx context.Context) error {
-	tick := time.NewTicker(a.opts.Every)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			a.Check(ctx)
-		}
-	}
+	return every(ctx, a.opts.Every, a.Check)
 }
 
 // Check compares all that is kept with Redis: what is in MongoDB is let go, what was lost is written again.

@@ -51,16 +51,7 @@ func (m *mend) Ask(sessionID, epoch string) {
 
 // Run sees to what was asked for until ctx ends.
 func (m *mend) Run(ctx context.Context) error {
-	tick := time.NewTicker(mendEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			m.round(ctx)
-		}
-	}
+	return every(ctx, mendEvery, m.round)
 }
 
 // round sees to all that was asked for. What MongoDB could not say is asked again in the next round.

@@ -24,16 +24,7 @@ const (
 // keepPresence renews the leases of this replica's sockets. A lease that Redis does not know any more is taken
 // anew: the socket still lives, so its session must not be counted as left.
 func (s *Server) keepPresence(ctx context.Context) error {
-	tick := time.NewTicker(s.opts.TouchEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			s.touchAll(ctx)
-		}
-	}
+	return every(ctx, s.opts.TouchEvery, s.touchAll)
 }
 
 func (s *Server) touchAll(ctx context.Context) {

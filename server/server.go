@@ -212,6 +212,20 @@ func (s *Server) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
+// every calls f at each tick until ctx ends.
+func every(ctx context.Context, d time.Duration, f func(context.Context)) error {
+	tick := time.NewTicker(d)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			f(ctx)
+		}
+	}
+}
+
 // StopAccepting refuses new sockets and says in readyz that the replica is going away.
 func (s *Server) StopAccepting() { s.health.draining.Store(true) }
 
